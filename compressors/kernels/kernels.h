@@ -1,0 +1,47 @@
+// Kernels on packed low-bit codes: plain C++ over pointers and sizes. Nothing here knows Python or torch.
+// Callers check sizes; kernels only state them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace tightrope {
+
+// Packs `n` codes of `bits` bits (2..8) as one little-endian bit stream, low bits first: bit j of code i is bit
+// (i * bits + j) of `packed`, which holds packed_bytes(n, bits). Codes are below 2^bits. No overlap.
+void pack_bits(const std::uint8_t* codes, std::size_t n, int bits, std::uint8_t* packed) noexcept;
+void unpack_bits(const std::uint8_t* packed, std::size_t n, int bits, std::uint8_t* codes) noexcept;
+constexpr std::size_t packed_bytes(std::size_t n, int bits) noexcept {
+  return n / 8 * static_cast<std::size_t>(bits) + (n % 8 * static_cast<std::size_t>(bits) + 7) / 8;
+}
+
+// Below this magnitude a channel counts as all zeros: no scale derived from it, nor a reciprocal, leaves normal range.
+constexpr float kZeroChannel = 0x1p-100f;
+
+// What is compiled once for each instruction set.
+struct Kernels {
+  const char* name;
+
+  // Largest |w| of `n` floats; infinity if any of them is NaN or infinite.
+  float (*abs_max)(const float* w, std::size_t n) noexcept;
+
+  // Of the clip ratios 1/ratios, 2/ratios, ... 1 the one that quantises `w` (`n` floats, largest magnitude `top`, at
+  // least kZeroChannel) to symmetric codes in [-levels, levels] with the least squared error; returns the scale.
+  float (*clip_scale)(const float* w, std::size_t n, float top, int levels, int ratios) noexcept;
+
+  // codes = clamp(round_half_even(w / scale), -levels, levels).
+  void (*encode)(const float* w, std::size_t n, float scale, int levels, std::int8_t* codes) noexcept;
+};
+
+const Kernels& portable_kernels() noexcept;
+const Kernels& avx2_kernels() noexcept;
+const Kernels& avx512_kernels() noexcept;
+
+// The fastest table this processor runs, or the one that TIGHTROPE_ISA names. Throws std::runtime_error if that name
+// is unknown or the machine lacks the instructions. Decided once, at the first call.
+const Kernels& kernels();
+
+// The table called `name`, or nullptr where this processor cannot run it.
+const Kernels* kernels_named(const char* name) noexcept;
+
+}  // namespace tightrope
