@@ -63,7 +63,7 @@ def test_no_clip_ratio_of_the_grid_beats_the_chosen_one(isa: str, weight: NDArra
         grid = [step / ratios * float(top) / (2 ** (bits - 1) - 1) for step in range(1, ratios + 1)]
         best = min(squared_error(channel, candidate, bits) for candidate in grid)
         assert min(abs(scale / candidate - 1) for candidate in grid) < 1e-6
-        assert squared_error(channel, float(scale), bits) <= best * (1 + 1e-4) + 1e-10 * float(top) ** 2
+        assert squared_error(channel, float(scale), bits) <= best * (1 + 1e-4) + 1e-9 * weight.shape[1] * float(top) ** 2
 
 
 @pytest.mark.parametrize("isa", kernels.isas())
