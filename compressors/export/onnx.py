@@ -1,0 +1,357 @@
+"""ONNX files that ONNX Runtime executes as the policy says.
+
+`write` takes a skeleton, the model's graph without layer weights, and puts a payload into it. In a skeleton each call of a
+layer is one node `Layer` of domain `tightrope` (attribute `name`: the layer), and behind the model's input and behind every
+floating-point operator stands an identity `Point` (attribute `name`: the operator in the network). What comes out is standard
+ONNX: an integer layer is a convolution or `Gemm` between DequantizeLinear and QuantizeLinear, which ONNX Runtime
+fuses to one integer node; weight-only linear layers are its `MatMulNBits`. `check` asserts that this is what it does.
+"""
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from tightrope.compressors.payload import Part, Payload, affine
+from tightrope.spaces.errors import ExportError
+from tightrope.spaces.network import Layer, Network
+from tightrope.spaces.points import is_integer, points
+from tightrope.spaces.policy import Policy
+from tightrope.spaces.unit import Unit, lower
+
+DOMAIN = "tightrope"
+MOVES = frozenset("MaxPool Reshape Transpose Flatten Squeeze Unsqueeze Slice Gather Expand Split Identity DepthToSpace".split())
+"""Operators of one data input that only move values, so that 8-bit codes pass through them as they are."""
+WEIGHT_ONLY = (2, 4, 8)
+BLOCK = 32
+"""Weights that share a scale in a `MatMulNBits` node; ours repeat the scale of the output channel."""
+_TYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int8": TensorProto.INT8,
+          "int32": TensorProto.INT32, "int64": TensorProto.INT64}  # fmt: skip
+
+
+@dataclass
+class _Value:
+    """A tensor of the skeleton as the written graph holds it: names by form.
+
+    A form is (is it u8 codes, is it flattened to rows x features); missing ones are derived from what is there. `step`
+    is `(scale, zero point)` of the codes, `shape` the tensor's own shape, needed only where it is flattened.
+    """
+
+    names: dict[tuple[bool, bool], str]
+    step: tuple[float, int] | None = None
+    shape: tuple[int, ...] = ()
+
+    @property
+    def coded(self) -> bool:
+        return self.step is not None
+
+
+class _Writer:
+    """One run of `write`: the graph as it grows, and the value that stands for each tensor of the skeleton."""
+
+    def __init__(self, skeleton: onnx.ModelProto, network: Network, payload: Payload) -> None:
+        self.source, self.opsets = skeleton.graph, skeleton.opset_import
+        self.network, self.payload = network, payload
+        self.held = points(network, payload.policy)
+        self.model = onnx.ModelProto(ir_version=skeleton.ir_version, producer_name="tightrope")
+        self.graph = self.model.graph
+        self.values: dict[str, _Value] = {}
+        self.made: set[str] = set()  # names of initialisers
+        self.count = 0
+        dims = self.source.input[0].type.tensor_type.shape.dim
+        self.batch = int(dims[0].dim_value) if dims else 1
+        self.shapes = {op.name: op.shape for op in network.ops}
+        self.widths = payload.policy.all_widths(network)
+        self.point_of = {node.input[0]: _name(node) for node in self.source.node if node.op_type == "Point"}
+
+    def run(self) -> onnx.ModelProto:
+        self.graph.name = self.source.name or "network"
+        self.graph.initializer.extend(self.source.initializer)
+        for given in self.source.input:
+            if given.name in self.payload.parameters:
+                self.tensor(given.name, np.asarray(self.payload.parameters[given.name], np.float32))
+            else:
+                self.graph.input.append(given)
+        for node in self.source.node:
+            if node.domain != DOMAIN:
+                self.copy(node)
+            elif node.op_type == "Point":
+                self.values[node.output[0]] = self.point(_name(node), self.value(node.input[0]))
+            else:
+                self.values[node.output[0]] = self.layer(node)
+        self.outputs()
+        self.model.opset_import.extend(o for o in self.opsets if o.domain not in (DOMAIN, "com.microsoft"))
+        self.model.opset_import.add(domain="com.microsoft", version=1)
+        return self.model
+
+    # --- the graph ------------------------------------------------------------------------------------------------
+
+    def tensor(self, name: str, array: NDArray[Any]) -> str:
+        """An initialiser, made once under its name."""
+        if name not in self.made:
+            self.made.add(name)
+            made = self.graph.initializer.add(name=name, data_type=_TYPES[array.dtype.name], raw_data=array.tobytes())
+            made.dims.extend(array.shape)
+        return name
+
+    def node(self, kind: str, inputs: Iterable[str], name: str = "", domain: str = "", **attributes: int | Sequence[int]) -> str:
+        """A node of one output; returns the output's name."""
+        self.count += 1
+        output = name or f"{kind}_{self.count}"
+        made = self.graph.node.add(op_type=kind, name=output, domain=domain)
+        made.input.extend(inputs)
+        made.output.append(output)
+        for key, given in attributes.items():
+            if isinstance(given, int):
+                made.attribute.add(name=key, type=onnx.AttributeProto.INT, i=given)
+            else:
+                made.attribute.add(name=key, type=onnx.AttributeProto.INTS).ints.extend(given)
+        return output
+
+    def copy(self, node: onnx.NodeProto) -> None:
+        """An operator of the skeleton: on the codes where it only moves values, else in floating point."""
+        if self.implied(node):
+            self.values[node.output[0]] = self.value(node.input[0])
+            return
+        first = self.value(node.input[0]) if node.input else _Value({})
+        on_codes = first.coded and node.op_type in MOVES
+        made = self.graph.node.add()
+        made.CopyFrom(node)
+        for i, name in enumerate(node.input):
+            if name:
+                made.input[i] = self.form(self.value(name), codes=on_codes and i == 0)
+        for name in node.output:
+            self.values[name] = _Value({(on_codes, False): name}, first.step if on_codes else None)
+
+    def implied(self, node: onnx.NodeProto) -> bool:
+        """Whether an activation's limits are those of the codes that its output is held in, so that it does nothing."""
+        name = self.point_of.get(node.output[0], "")
+        if node.op_type not in ("Relu", "Clip") or name not in self.held or self.value(node.input[0]).coded:
+            return False
+        scale, zero = affine(*self.range(name))
+        if node.op_type == "Relu":
+            return zero == 0
+        limits = [self.constant(i) for i in (*node.input[1:3], "", "")[:2]]
+        low, high = (x if x is not None else s * np.inf for x, s in zip(limits, (-1, 1), strict=True))
+        return low <= -zero * scale * (1 - 1e-6) and (255 - zero) * scale <= high * (1 + 1e-6)
+
+    def constant(self, name: str) -> float | None:
+        """The value of a scalar initialiser or Constant of the skeleton, None for an input left out."""
+        if not name:
+            return None
+        for tensor in self.source.initializer:
+            if tensor.name == name:
+                return float(onnx.numpy_helper.to_array(tensor).item())
+        for node in self.source.node:
+            if name in node.output and node.op_type == "Constant":
+                return float(onnx.numpy_helper.to_array(node.attribute[0].t).item())
+        return None
+
+    def outputs(self) -> None:
+        """Give each output of the model its name, by renaming the tensor that stands for it."""
+        taken: dict[str, str] = {}
+        makers = {name for node in self.graph.node for name in node.output}
+        for output in self.source.output:
+            name = self.form(self.value(output.name))
+            self.graph.output.append(output)
+            if name == output.name:
+                continue
+            if name in makers and name not in taken:
+                taken[name] = output.name
+            else:
+                self.node("Identity", [taken.get(name, name)], output.name)
+        for node in self.graph.node if taken else ():
+            for names in (node.input, node.output):
+                for i, name in enumerate(names):
+                    if name in taken:
+                        names[i] = taken[name]
+
+    # --- values ---------------------------------------------------------------------------------------------------
+
+    def value(self, name: str) -> _Value:
+        """What stands for a tensor of the skeleton; inputs and initialisers stand for themselves."""
+        return self.values.setdefault(name, _Value({(False, False): name}))
+
+    def form(self, value: _Value, *, codes: bool = False, flat: bool = False) -> str:
+        """The name of a value in a form, made where it is missing: reshaped as codes, decoded last."""
+        names = value.names
+        if (codes, flat) not in names:
+            if not codes and value.coded:
+                names[codes, flat] = self.quantise("DequantizeLinear", self.form(value, codes=True, flat=flat), value.step)
+            else:
+                shape = (int(np.prod(value.shape[:-1])), value.shape[-1]) if flat else value.shape
+                to = self.tensor("shape_" + "x".join(map(str, shape)), np.array(shape, np.int64))
+                names[codes, flat] = self.node("Reshape", [names[codes, not flat], to])
+        return names[codes, flat]
+
+    def quantise(self, kind: str, name: str, step: tuple[float, int] | None) -> str:
+        """A QuantizeLinear or DequantizeLinear of u8 with one scale and zero point."""
+        scale, zero = cast("tuple[float, int]", step)
+        key = f"{scale!r}_{zero}"
+        steps = [self.tensor("scale_" + key, np.array(scale, np.float32)), self.tensor(f"zero_{zero}", np.array(zero, np.uint8))]
+        return self.node(kind, [name, *steps])
+
+    def point(self, name: str, value: _Value) -> _Value:
+        """What readers of a point read: its codes where the policy holds it in 8 bits, else what was written."""
+        if name not in self.held or value.coded:
+            return value
+        step = affine(*self.range(name))
+        codes = {(True, flat): self.quantise("QuantizeLinear", given, step) for (_, flat), given in [*value.names.items()][:1]}
+        return _Value(codes, step, value.shape)
+
+    def range(self, name: str) -> tuple[float, float]:
+        if name not in self.payload.ranges:
+            raise ExportError(
+                f"the payload must have the range of every point held in 8 bits, but {name!r} is missing; calibrate for this policy"
+            )
+        return self.payload.ranges[name]
+
+    # --- layers ---------------------------------------------------------------------------------------------------
+
+    def layer(self, node: onnx.NodeProto) -> _Value:
+        """A layer's call: one node, or one for each factor of a low-rank layer."""
+        name = _name(node)
+        layer, value = self.network.layer(name), self.value(node.input[0])
+        if layer.kind == "linear":
+            lead = [e.at(self.widths) for e in self.shapes[self.point_of[node.output[0]]][:-1]]
+            value.shape = (lead[0] * self.batch, *lead[1:], layer.inputs.at(self.widths))
+        for part in self.payload.parts[name]:
+            value = self.part(layer, part, value)
+        return value
+
+    def part(self, layer: Layer, part: Part, value: _Value) -> _Value:
+        unit, key = part.unit, f"{part.unit.layer}.{part.unit.part}"
+        shape = (*value.shape[:-1], unit.out_channels)
+        if unit.weight_bits <= 8 and unit.act_bits <= 8:
+            return self.integer(part, value, key, shape)
+        if unit.act_bits <= 8 or (unit.weight_bits < 32 and (layer.kind != "linear" or unit.weight_bits not in WEIGHT_ONLY)):
+            raise ExportError(
+                f"ONNX Runtime has no {layer.kind} with {unit.weight_bits}-bit weights and {unit.act_bits}-bit activations, "
+                f"as layer {unit.layer!r} asks; give it 8 and 8 bits or 32 and 32, or export packed safetensors"
+            )
+        if unit.weight_bits < 32:
+            return self.weight_only(part, value, key, shape)
+        inputs = [self.tensor(key + ".weight", part.weight)]
+        if part.bias is not None:
+            inputs.append(self.tensor(key + ".bias", part.bias))
+        return self.multiply(unit, value, self.form(value, flat=self.flat(unit, value)), inputs, shape)
+
+    def flat(self, unit: Unit, value: _Value) -> bool:
+        return unit.kind == "linear" and len(value.shape) > 2
+
+    def multiply(self, unit: Unit, value: _Value, x: str, weights: list[str], shape: tuple[int, ...]) -> _Value:
+        """The convolution, or the Gemm on rows x features, of floating-point tensors."""
+        if unit.kind == "linear":
+            return _Value({(False, self.flat(unit, value)): self.node("Gemm", [x, *weights], transB=1)}, shape=shape)
+        pads, kernel = (*unit.padding, *unit.padding), unit.kernel
+        y = self.node(
+            "Conv", [x, *weights], kernel_shape=kernel, strides=unit.stride, pads=pads, dilations=unit.dilation, group=unit.groups
+        )
+        return _Value({(False, False): y})
+
+    def integer(self, part: Part, value: _Value, key: str, shape: tuple[int, ...]) -> _Value:
+        """An integer layer: what it reads as u8 codes, int8 weights for each channel, int32 bias; all decoded in front of it."""
+        unit, flat = part.unit, self.flat(part.unit, value)
+        if part.codes is None or part.scales is None or part.act_range is None:
+            raise ExportError(f"part {unit.part} of integer layer {unit.layer!r} needs codes, scales and the range of its input")
+        step = affine(*part.act_range, unit.act_bits)
+        if unit.act_bits < 8 or not value.coded:
+            x = self.form(value, flat=flat)
+            if unit.act_bits < 8:
+                limits = [(0 - step[1]) * step[0], (2**unit.act_bits - 1 - step[1]) * step[0]]
+                x = self.node("Clip", [x, *(self.tensor(f"limit_{v!r}", np.array(v, np.float32)) for v in limits)])
+            value = _Value({(True, flat): self.quantise("QuantizeLinear", x, step)}, step, value.shape)
+        scale = cast("tuple[float, int]", value.step)[0]
+        scales = np.ascontiguousarray(part.scales.reshape(-1), np.float32)
+        inputs = [self.decoded(key + ".weight", part.codes, scales)]
+        if part.bias is not None:
+            steps = scales * np.float32(scale)
+            codes = np.clip(np.rint(part.bias / steps.astype(np.float64)), -(2**31) + 1, 2**31 - 1).astype(np.int32)
+            inputs.append(self.decoded(key + ".bias", codes, steps))
+        return self.multiply(unit, value, self.form(value, flat=flat), inputs, shape)
+
+    def decoded(self, name: str, codes: NDArray[Any], scales: NDArray[np.float32]) -> str:
+        """Constant codes behind a DequantizeLinear along axis 0, with zero points of zero."""
+        steps = [
+            self.tensor(name + "_scale", scales),
+            self.tensor(f"zero_{codes.dtype}_{len(scales)}", np.zeros(len(scales), codes.dtype)),
+        ]
+        return self.node("DequantizeLinear", [self.tensor(name, codes), *steps], axis=0)
+
+    def weight_only(self, part: Part, value: _Value, key: str, shape: tuple[int, ...]) -> _Value:
+        """A linear layer of packed low-bit weights that are decoded while it multiplies in floating point."""
+        unit, bits = part.unit, part.unit.weight_bits
+        if part.codes is None or part.scales is None:
+            raise ExportError(f"part {unit.part} of layer {unit.layer!r} with {bits}-bit weights needs codes and scales")
+        blocks = -(-unit.in_channels // BLOCK)
+        inputs = [
+            self.form(value), self.tensor(key + ".weight", pack_blocks(part.codes, bits, blocks)),
+            self.tensor(key + ".weight_scale", np.repeat(part.scales.reshape(-1, 1).astype(np.float32), blocks, 1)),
+        ]  # fmt: skip
+        if part.bias is not None:
+            inputs += ["", "", self.tensor(key + ".bias", part.bias)]
+        sizes: Any = {"K": unit.in_channels, "N": unit.out_channels, "bits": bits, "block_size": BLOCK}
+        return _Value({(False, False): self.node("MatMulNBits", inputs, domain="com.microsoft", **sizes)}, shape=shape)
+
+
+def write(skeleton: onnx.ModelProto, network: Network, payload: Payload) -> onnx.ModelProto:
+    """Put a payload into a skeleton made at the payload's widths.
+
+    Integer layers below 8 bits are held and run as int8 with the same values. A layer that ONNX Runtime cannot run as the
+    policy says (weight-only convolutions; 3, 5, 6 or 7 bits weight-only) raises `ExportError`.
+    """
+    return _Writer(skeleton, network, payload).run()
+
+
+def optimised(model: onnx.ModelProto | bytes) -> onnx.ModelProto:
+    """The graph that ONNX Runtime makes of a model on this machine, all its optimisations on."""
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 4
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        data = model if isinstance(model, bytes) else model.SerializeToString()
+        try:
+            onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors share no base class of their own
+            raise ExportError(f"ONNX Runtime cannot load the exported graph: {error}") from error
+        return onnx.load(options.optimized_model_filepath)
+
+
+def check(model: onnx.ModelProto | bytes, network: Network, policy: Policy) -> None:
+    """Raise `ExportError` unless every integer layer of the policy runs as an integer node in ONNX Runtime."""
+    graph = optimised(model).graph
+    integer = {name for node in graph.node if node.op_type.startswith(("QLinear", "QGemm", "MatMulInteger")) for name in node.input}
+    failed = [
+        unit.layer + (f" (part {unit.part})" if unit.part else "")
+        for unit in lower(network, policy)
+        if is_integer(policy.choice(unit.layer)) and f"{unit.layer}.{unit.part}.weight" not in integer
+    ]
+    if failed:
+        raise ExportError(
+            "every integer layer must become an integer node in ONNX Runtime, but these would run in floating point: "
+            + ", ".join(failed)
+        )
+
+
+def pack_blocks(codes: NDArray[np.int8], bits: int, blocks: int) -> NDArray[np.uint8]:
+    """Signed codes `n x k` as `MatMulNBits` wants them: `n x blocks x (BLOCK * bits / 8)`, offset by half, low bits first."""
+    padded = np.full((len(codes), blocks * BLOCK), 2 ** (bits - 1), np.uint8)
+    padded[:, : codes.shape[1]] = codes.astype(np.int16) + 2 ** (bits - 1)
+    each = 8 // bits
+    lanes = padded.reshape(len(codes), blocks, BLOCK // each, each) << (np.arange(each, dtype=np.uint8) * bits)
+    return cast("NDArray[np.uint8]", np.bitwise_or.reduce(lanes, axis=-1))
+
+
+def _name(node: onnx.NodeProto) -> str:
+    """The attribute `name` of a node of our domain."""
+    return cast(str, next(a.s for a in node.attribute if a.name == "name").decode())
