@@ -1,0 +1,243 @@
+"""Where trials run: in this process, or on Ray actors that share what was prepared, read-only."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from numpy.typing import NDArray
+
+from tightrope.spaces.cost import Score
+from tightrope.spaces.errors import RunError
+from tightrope.spaces.policy import Policy
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+Payload = Mapping[str, NDArray[Any]]
+_log = logging.getLogger(__name__)
+
+
+class Evaluator(Protocol):
+    """Scores policies of one network on the search split."""
+
+    def evaluate(self, policy: Policy) -> Score:
+        """The score of the model under this policy; the same policy always has the same score."""
+        ...
+
+
+Factory = Callable[[Payload], Evaluator]
+"""Builds an evaluator in the process where it will work; it is sent there, the arrays are not: they are shared, read-only.
+
+`torch.from_numpy(a).add_(1)` writes through the read-only flag into what all workers share, so an evaluator works on copies.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one submitted policy: a score, or the reason why there is none. `cpu_seconds` of the worker's process."""
+
+    number: int
+    score: Score | None
+    failed: str | None
+    cpu_seconds: float
+
+
+class Executor(Protocol):
+    """Scores policies, `slots` of them at a time."""
+
+    slots: int
+
+    def submit(self, number: int, policy: Policy) -> None:
+        """Hand over a policy; at most `slots` may be unfinished."""
+        ...
+
+    def next(self) -> Outcome:
+        """Wait for one of the submitted policies."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the workers."""
+        ...
+
+
+def score(evaluator: Evaluator, number: int, policy: Policy) -> Outcome:
+    """Evaluate one policy; whatever it raises, running out of memory included, becomes the reason of a failure."""
+    start = time.process_time()
+    failed: str | None
+    try:
+        found = evaluator.evaluate(policy)
+        failed = None if math.isfinite(found.value) else f"the score is {found.value}, which cannot be compared"
+    except Exception as error:
+        failed = _reason(error)
+    return Outcome(number, None if failed else found, failed, time.process_time() - start)
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return text[:500]
+
+
+class Inline:
+    """Scores in this process, one policy at a time, in the order of submission."""
+
+    slots = 1
+
+    def __init__(self, factory: Factory, payload: Payload | None = None) -> None:
+        self._evaluator = factory({name: _read_only(array) for name, array in (payload or {}).items()})
+        self._waiting: deque[tuple[int, Policy]] = deque()
+
+    def submit(self, number: int, policy: Policy) -> None:
+        self._waiting.append((number, policy))
+
+    def next(self) -> Outcome:
+        return score(self._evaluator, *self._waiting.popleft())
+
+    def close(self) -> None:
+        self._waiting.clear()
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+class Worker:
+    """What a Ray actor runs: one evaluator, built once."""
+
+    def build(self, path: list[str], shared: list[Any]) -> None:
+        """Build the evaluator from references to the factory and the arrays, which are mapped and not copied.
+
+        `path` is where the driver finds its modules, so that a user's own are found here too.
+        """
+        import ray
+
+        sys.path += [p for p in path if p not in sys.path]
+        factory, arrays = ray.get(shared)
+        self._evaluator: Evaluator = factory(arrays)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
+
+    def run(self, number: int, policy: Policy) -> Outcome:
+        return score(self._evaluator, number, policy)
+
+
+class RayPool:
+    """Scores on Ray actors, one core each.
+
+    The payload is put into Ray's object store once; every worker maps it. A policy whose worker dies (killed, or out of memory)
+    is tried again on a new one, `retries` times, then failed.
+
+    Args:
+        address: of a running cluster; None starts Ray here, unless it already runs in this process.
+        patience_seconds: how long to wait for the workers to be ready.
+    """
+
+    def __init__(
+        self,
+        factory: Factory,
+        payload: Payload | None = None,
+        *,
+        workers: int,
+        address: str | None = None,
+        retries: int = 2,
+        patience_seconds: float = 180.0,
+    ) -> None:
+        import ray
+
+        if workers < 1:
+            raise RunError(f"a pool needs at least 1 worker, got {workers}")
+        self.slots = workers
+        self._ray, self._retries, self._patience = ray, retries, patience_seconds
+        arrays = dict(payload or {})
+        self._owned = not ray.is_initialized()
+        if self._owned:
+            _start(workers, address, sum(a.nbytes for a in arrays.values()))
+        self._running: dict[Any, tuple[ActorHandle[Any], int, Policy, int]] = {}
+        self._idle: list[ActorHandle[Any]] = []
+        try:
+            # in a list, so that Ray hands on the references and each worker resolves them when it can
+            self._shared = [ray.put(factory), ray.put(arrays)]
+            self._path = [str(Path(p).absolute()) for p in sys.path]
+            self._idle = self._hire(workers)
+        except BaseException:
+            self.close()
+            raise
+
+    def _hire(self, count: int) -> list[ActorHandle[Any]]:
+        """New actors with their evaluators built; what the factory raises is raised here."""
+        ray = self._ray
+        actors = [ray.remote(Worker).options(num_cpus=1, max_restarts=0).remote() for _ in range(count)]
+        try:
+            ray.get([a.build.remote(self._path, self._shared) for a in actors], timeout=self._patience)
+        except ray.exceptions.GetTimeoutError:
+            raise RunError(
+                f"{count} workers were not ready within {self._patience:g} s; Ray sees {ray.cluster_resources().get('CPU', 0):g} "
+                "CPUs: ask for fewer workers or free some"
+            ) from None
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else RunError(_reason(error)) from None
+        except ray.exceptions.RayError as error:
+            raise RunError(f"a worker died before its first trial: {_reason(error)}") from None
+        return actors
+
+    def submit(self, number: int, policy: Policy) -> None:
+        self._send(self._idle.pop() if self._idle else self._hire(1)[0], number, policy, 0)
+
+    def _send(self, actor: ActorHandle[Any], number: int, policy: Policy, tries: int) -> None:
+        self._running[actor.run.remote(number, policy)] = (actor, number, policy, tries)
+
+    def next(self) -> Outcome:
+        ray = self._ray
+        while True:
+            (ready,), _ = ray.wait(list(self._running), num_returns=1)
+            actor, number, policy, tries = self._running.pop(ready)
+            try:
+                outcome: Outcome = ray.get(ready)
+            except ray.exceptions.RayError as error:
+                ray.kill(actor)
+                if tries >= self._retries:
+                    reason = f"its worker died {tries + 1} times, the last time with {_reason(error)}"
+                    return Outcome(number, None, reason, 0.0)
+                _log.warning("the worker of trial %d died and the trial is tried again: %s", number, _reason(error))
+                self._send(self._hire(1)[0], number, policy, tries + 1)
+                continue
+            self._idle.append(actor)
+            return outcome
+
+    def close(self) -> None:
+        for actor in [*self._idle, *(entry[0] for entry in self._running.values())]:
+            self._ray.kill(actor)
+        self._idle, self._running = [], {}
+        if self._owned:
+            self._ray.shutdown()
+
+
+def _start(workers: int, address: str | None, payload_bytes: int) -> None:
+    """Start or join Ray, quietly, with room for the payload."""
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
+    try:
+        if address is None:
+            room = max(2**28, 2 * payload_bytes)
+            ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=room, **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise RunError(f"Ray cannot be {'started' if address is None else f'reached at {address!r}'}: {_reason(error)}") from None
+
+
+def pool(factory: Factory, payload: Payload | None = None, *, workers: int = 0, address: str | None = None) -> Executor:
+    """An executor: in this process for 0 workers, else on Ray actors."""
+    return Inline(factory, payload) if workers == 0 else RayPool(factory, payload, workers=workers, address=address)

@@ -1,0 +1,289 @@
+"""A study: all trials of one search, in memory and, with a folder, on disk after every trial."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tightrope.estimators.device import Device
+from tightrope.search import journal, pareto
+from tightrope.search.agent import Agent, Problem, make
+from tightrope.search.agents.repair import fit
+from tightrope.search.distribute import Executor
+from tightrope.search.journal import Control, Final, Header, Journal, Record
+from tightrope.search.trial import Trial
+from tightrope.spaces.budget import Budget, Limits
+from tightrope.spaces.cost import Score
+from tightrope.spaces.errors import DataError, RunError
+from tightrope.spaces.policy import Policy
+from tightrope.spaces.space import Space
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OnTrial = Callable[[Trial, "Study"], None]
+_log = logging.getLogger(__name__)
+
+
+class Study:
+    """Drives one agent and the workers that score its policies.
+
+    The k-th ask sees the trials told from 0 to k-W in order, with W workers, whoever finishes first; so the same seed and the
+    same number of workers give the same trials. Make one with `start` or `resume`, then `run` it; or `open` it to look only.
+    """
+
+    def __init__(self, header: Header, problem: Problem, agent: Agent, book: Journal | None = None, record: Record | None = None):
+        self.header, self.problem, self.agent = header, problem, agent
+        self.controls: list[Control] = list(record.controls if record else ())
+        self.finals: list[Final] = list(record.finals if record else ())
+        self._book = book
+        self._kept: dict[int, Trial] = {t.number: t for t in (record.trials if record else ())}  # finished
+        self._told: list[Trial] = []  # and told to the agent, in order
+        self._answers: dict[Policy, tuple[Score | None, str | None]] = {header.dense: (header.dense_score, None)}
+        self._answers.update({t.policy: (t.score, t.failed) for t in self._kept.values()})
+
+    @staticmethod
+    def start(
+        space: Space,
+        device: Device,
+        budget: Budget,
+        executor: Executor,
+        *,
+        folder: Path | None = None,
+        name: str = "search",
+        agent: str = "tpe",
+        settings: Mapping[str, Any] | None = None,
+        trials: int = 100,
+        seed: int = 0,
+        metric: str = "top1",
+    ) -> Study:
+        """Begin a search: score the dense model, resolve the budget against its cost, and open the journal.
+
+        Raises:
+            BudgetError: the device cannot cost the budget, or no policy found meets it (the cheapest is named).
+            DataError: the dense model cannot be scored.
+            RunError: the folder already holds a search, or another process is using it.
+        """
+        book = None if folder is None else Journal(folder)
+        try:
+            if book is not None:
+                book.mend()
+                if not book.empty:
+                    raise RunError(f"{folder} already holds a search; resume it or choose another folder")
+            whole = space.dense
+            cost = device.estimate_many(space.network, [whole])[0]
+            limits = budget.resolve(cost, device.metrics, device.name)
+            problem = Problem(space, device, limits, Score(0.0, 0.0, 0), budget.floor, seed, trials)
+            problem.check()
+            header = Header(
+                name, space.network.fingerprint, device.name, device.simulated, budget.text, limits.top, budget.floor, agent,
+                seed, metric, whole, _score_dense(executor, whole), cost, executor.slots, trials, dict(settings or {}), time.time(),
+            )  # fmt: skip
+            study = Study._make(header, space, device, book, None)
+            if book is not None:
+                book.append(header)
+            return study
+        except BaseException:
+            if book is not None:
+                book.close()
+            raise
+
+    @staticmethod
+    def resume(folder: Path, space: Space, device: Device) -> Study:
+        """Go on with the search of a folder: the agent is made anew and told what the journal holds.
+
+        `run` then needs an executor of as many slots as the search began with.
+        """
+        record = journal.read(folder)
+        book = Journal(folder)
+        try:
+            torn = book.mend()
+            if torn:
+                _log.warning("%s ended in the middle of a line; its last %d bytes were dropped", book.path, torn)
+            record = journal.read(folder)
+            found = (record.header.network, record.header.device)
+            if found != (space.network.fingerprint, device.name):
+                raise RunError(
+                    f"{folder} is a search of network {found[0]} on {found[1]!r}, but what is given is "
+                    f"{space.network.fingerprint} on {device.name!r}"
+                )
+            return Study._make(record.header, space, device, book, record)
+        except BaseException:
+            book.close()
+            raise
+
+    @staticmethod
+    def _make(header: Header, space: Space, device: Device, book: Journal | None, record: Record | None) -> Study:
+        limits = Limits(header.limits)
+        problem = Problem(space, device, limits, header.dense_score, header.floor, header.seed, header.trials)
+        return Study(header, problem, make(header.agent, problem, header.settings), book, record)
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    def run(self, executor: Executor, trials: int | None = None, *, on_trial: Sequence[OnTrial] = ()) -> None:
+        """Go on until `trials` trials are told (those planned, if None); `on_trial` is called after each that is new.
+
+        What a trial raises becomes its reason of failure; the search goes on. Call it again for more trials.
+        """
+        total = self.header.trials if trials is None else trials
+        if executor.slots != self.header.workers:
+            raise RunError(f"this search began with {self.header.workers} workers and goes on with as many, got {executor.slots}")
+        old, queue = set(self._kept), _Queue(self, executor)
+        while len(self._told) < total:
+            while queue.asked < min(len(self._told) + executor.slots, total):
+                queue.ask()
+            trial = queue.wait(len(self._told))
+            self.agent.tell(trial)
+            self._told.append(trial)
+            if trial.number not in old:
+                for call in on_trial:
+                    call(trial, self)
+        if self._book is not None:
+            self._book.sync()
+
+    def _finish(self, number: int, policy: Policy, score: Score | None, failed: str | None, cpu_seconds: float) -> None:
+        """Record a trial, before anyone is told of it."""
+        cost = self.problem.cost(policy)
+        feasible = self.problem.meets(score, cost)
+        trial = Trial(number, self.header.agent, policy, cost, score, feasible, failed, cpu_seconds, time.time())
+        if self._book is not None:
+            self._book.append(trial)
+        self._kept[number] = trial
+        self._answers[policy] = (score, failed)
+
+    def close(self) -> None:
+        """Let others open the run folder."""
+        if self._book is not None:
+            self._book.close()
+
+    def __enter__(self) -> Study:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add(self, line: Control | Final) -> None:
+        """Record a control, or what became of a trial of the front."""
+        if isinstance(line, Control):
+            self.controls.append(line)
+        else:
+            self.finals.append(line)
+        if self._book is not None:
+            self._book.append(line)
+
+    # --- results ----------------------------------------------------------------------------------------------------
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Every trial that is known, by number: those told, and those that finished ahead of their turn."""
+        return [self._kept[number] for number in sorted(self._kept)]
+
+    def price(self, trial: Trial) -> float:
+        """The cost that is traded against the score, as a share of the dense model's."""
+        return self.problem.price(trial.cost)
+
+    @property
+    def front(self) -> list[Trial]:
+        """The trials that no other beats in both cost and score, from cheapest to dearest."""
+        return pareto.front(self.trials, self.price)
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial to take (see `pareto.best`); None where none is feasible."""
+        return pareto.best(self.trials, self.price, least_cost=self.problem.floor is not None)
+
+    @property
+    def budget_use(self) -> float | None:
+        """Cost over budget of the best trial, the largest over all limits; None without either."""
+        best = self.best
+        return None if best is None or not self.problem.limits.top else self.problem.limits.use(best.cost)
+
+    @property
+    def hypervolume(self) -> float:
+        """Area that the trials dominate, from 0 to about 1.
+
+        The reference point is the cost limit of the traded metric (the dense cost where it has none) and a score half of dense
+        below dense; both axes are divided by their length, so that the dense score at no cost makes 1.
+        """
+        dense = self.header.dense_score.value
+        length = 0.5 * abs(dense) or 1.0
+        top = dict(self.header.limits).get(self.problem.metric)
+        most = 1.0 if top is None else top / (self.header.dense_cost.metric(self.problem.metric) or top)
+        scored = [(self.price(t) / most, (t.score.value - dense) / length) for t in self.trials if t.score is not None]
+        return pareto.hypervolume([c for c, _ in scored], [s for _, s in scored], (1.0, -1.0))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a trial: number, feasible, score, its standard error, every cost, the policy as `channels:g`, `rank:l`, ..."""
+        import pandas as pd
+
+        return pd.DataFrame([self._row(t) for t in self.trials])
+
+    def _row(self, trial: Trial) -> dict[str, Any]:
+        network, score = self.problem.network, trial.score
+        row: dict[str, Any] = {
+            "number": trial.number, "feasible": trial.feasible, "score": score and score.value, "stderr": score and score.stderr,
+            **{m: trial.cost.metric(m) for m in ("latency_ms", "energy_mj", "size_bytes", "peak_ram_bytes", "macs")},
+            "failed": trial.failed, "cpu_seconds": trial.cpu_seconds,
+        }  # fmt: skip
+        row |= {f"channels:{group}": width for group, width in trial.policy.all_widths(network).items()}
+        for layer in network.layers:
+            choice = trial.policy.choice(layer.name)
+            row |= {f"weight_bits:{layer.name}": choice.weight_bits, f"act_bits:{layer.name}": choice.act_bits}
+            row[f"rank:{layer.name}"] = choice.rank
+        return row
+
+
+class _Queue:
+    """The trials between ask and tell: waiting for a worker, for a repeat of theirs to finish, or for their turn."""
+
+    def __init__(self, study: Study, executor: Executor) -> None:
+        self._study, self._executor = study, executor
+        self._flying: dict[Policy, list[int]] = {}  # policies at the workers, and the trials that wait for each
+        missing = next(k for k in range(len(study._kept) + 1) if k not in study._kept)
+        self._settled = missing - executor.slots + 1  # no ask to come sees a trial below this one as running
+        self.asked = len(study._told)
+
+    def ask(self) -> None:
+        """Get the policy of the next trial and see to its score: from the journal, from memory, or from a worker."""
+        study, number = self._study, self.asked
+        self.asked += 1
+        kept = study._kept.get(number)
+        if kept is not None and number < self._settled:
+            return
+        policy = study.agent.ask(number)
+        if not study.problem.limits.met(study.problem.cost(policy)):
+            policy = fit(study.problem, study.problem.space.encode(policy))
+        if kept is not None:
+            if kept.policy != policy:
+                _log.warning("the agent asks for another policy in trial %d than before; costs or code have changed since", number)
+        elif policy in study._answers:
+            study._finish(number, policy, *study._answers[policy], 0.0)
+        elif policy in self._flying:
+            self._flying[policy].append(number)
+        else:
+            self._flying[policy] = [number]
+            self._executor.submit(number, policy)
+
+    def wait(self, number: int) -> Trial:
+        """The finished trial of this number."""
+        study = self._study
+        while number not in study._kept:
+            outcome = self._executor.next()
+            policy = next((p for p, numbers in self._flying.items() if numbers[0] == outcome.number), None)
+            if policy is None:
+                continue  # asked before a run that was broken off
+            for k in self._flying.pop(policy):
+                seconds = outcome.cpu_seconds if k == outcome.number else 0.0
+                study._finish(k, policy, outcome.score, outcome.failed, seconds)
+        return study._kept[number]
+
+
+def _score_dense(executor: Executor, policy: Policy) -> Score:
+    executor.submit(-1, policy)
+    outcome = executor.next()
+    if outcome.score is None:
+        raise DataError(f"the model cannot be scored before compression: {outcome.failed}")
+    return outcome.score

@@ -1,0 +1,124 @@
+"""Small search problems with closed-form scores and costs, for tests: nothing is trained, so a trial takes microseconds."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from tightrope.search.agent import Problem
+from tightrope.search.distribute import Payload
+from tightrope.spaces import Budget, Choice, Cost, Extent, Group, Layer, Limits, Network, Policy, Score, Space
+from tightrope.spaces.network import full_rank
+from tightrope.spaces.unit import Unit, lower
+
+
+def residual_network() -> Network:
+    """Eight layers: a stem, two residual stages with tied channels, a depthwise layer and a classifier."""
+
+    def group(name: str) -> Extent:
+        return Extent(0, ((name, 1),))
+
+    def conv(name: str, inputs: Extent, outputs: Extent, size: int, kernel: int = 3) -> Layer:
+        return Layer(name, "conv", inputs, outputs, (kernel, kernel), padding=(kernel // 2,) * 2, in_size=(size, size),
+                     out_size=(size, size), activation="relu")  # fmt: skip
+
+    depthwise = Layer("dw", "depthwise", group("d"), group("d"), (3, 3), padding=(1, 1), groups=64, in_size=(8, 8), out_size=(8, 8))
+    return Network(
+        (
+            conv("stem", Extent(3), group("a"), 16), conv("a1", group("a"), group("b"), 16), conv("a2", group("b"), group("a"), 16),
+            conv("c1", group("a"), group("c"), 8), conv("c2", group("c"), group("d"), 8, 1), depthwise,
+            conv("c3", group("d"), group("e"), 8, 1), Layer("head", "linear", group("e"), Extent(10)),
+        ),
+        (Group("a", 32), Group("b", 48), Group("c", 64), Group("d", 64), Group("e", 96)),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Additive:
+    """A simulated device: every unit takes its MACs times its bits, and loading its bytes."""
+
+    name: str = "additive"
+    simulated: bool = True
+    batch: int = 1
+    metrics: frozenset[str] = frozenset({"latency_ms", "size_bytes", "macs"})
+    notes: tuple[str, ...] = ()
+
+    def pairs(self, layer: Layer) -> Sequence[tuple[int, int]]:
+        return [(4, 4), (4, 8), (8, 8), (32, 32)]
+
+    def unit_ms(self, unit: Unit) -> float:
+        return 1e-6 * unit.macs * (unit.weight_bits + unit.act_bits) / 64 + 1e-6 * unit.size_bytes
+
+    def estimate(self, network: Network, policy: Policy) -> Cost:
+        units = lower(network, policy)
+        ms = sum(self.unit_ms(u) for u in units)
+        return Cost(ms, sum(u.size_bytes for u in units), sum(u.macs for u in units), simulated=True, provenance=self.name)
+
+    def estimate_many(self, network: Network, policies: Sequence[Policy]) -> list[Cost]:
+        return [self.estimate(network, p) for p in policies]
+
+
+@dataclass(frozen=True)
+class Jagged(Additive):
+    """The same with steps and traps: 8-bit units pay an overhead, odd widths are padded, and a change of precision converts."""
+
+    name: str = "jagged"
+
+    def estimate(self, network: Network, policy: Policy) -> Cost:
+        units, ms, bits = lower(network, policy), 0.0, 32
+        for unit in units:
+            padded = math.ceil(unit.out_channels / 32) * 32 / unit.out_channels
+            ms += self.unit_ms(unit) * padded + (0.02 if unit.weight_bits == 8 else 0.005)
+            ms += 0.03 if unit.act_bits != bits else 0.0
+            bits = unit.act_bits
+        size, macs = sum(u.size_bytes for u in units), sum(u.macs for u in units)
+        return Cost(ms, size, macs, simulated=True, provenance=self.name)
+
+
+class ClosedForm:
+    """A score that falls with every channel, rank and bit taken, by different amounts in different layers; and with pairs of them.
+
+    The damage of a layer is the sum of a term for its share of channels, its share of rank and its bits, times a sensitivity;
+    neighbours that are both hurt hurt more. 99 points are dense.
+    """
+
+    def __init__(self, network: Network, sleep: float = 0.0) -> None:
+        self.network, self.sleep = network, sleep
+
+    def evaluate(self, policy: Policy) -> Score:
+        time.sleep(self.sleep)
+        widths = policy.all_widths(self.network)
+        damage = []
+        for i, layer in enumerate(self.network.layers):
+            choice = policy.choice(layer.name)
+            share = layer.outputs.at(widths) / layer.outputs.at(self.network.widths)
+            rank = 1.0 if choice.rank is None else choice.rank / full_rank(layer, choice.form, widths)
+            bits = 2.0 ** (2 - choice.weight_bits) + 2.0 ** (3 - choice.act_bits)
+            sensitivity = (1.0, 6.0, 0.5, 3.0, 0.3, 8.0, 0.4, 1.0)[i % 8]
+            damage.append(sensitivity * ((1 - share) ** 2 + 0.7 * (1 - rank) ** 2 + bits))
+        total = sum(damage) + 0.3 * sum(a * b for a, b in pairwise(damage))
+        value = 99.0 * math.exp(-0.06 * total)
+        return Score(value, math.sqrt(max(value * (100 - value), 1.0) / 1000), 1000)
+
+
+def closed_form(payload: Payload) -> ClosedForm:
+    """A factory of evaluators; reads how long a trial shall sleep from the payload."""
+    return ClosedForm(residual_network(), float(payload["sleep"][0]) if "sleep" in payload else 0.0)
+
+
+def make_space(device: Additive, network: Network | None = None) -> Space:
+    return Space.build(network or residual_network(), device.pairs)
+
+
+def make_problem(
+    device: Additive | None = None, budget: str | Sequence[str] = "latency<=0.3x", *, seed: int = 0, trials: int = 100
+) -> Problem:
+    device = device or Additive()
+    space, parsed = make_space(device), Budget.parse(budget)
+    limits = parsed.resolve(device.estimate(space.network, space.dense), device.metrics, device.name)
+    dense = ClosedForm(space.network).evaluate(space.dense)
+    return Problem(space, device, limits, dense, parsed.floor, seed, trials)
+
+
+__all__ = ["Additive", "Choice", "ClosedForm", "Jagged", "Limits", "closed_form", "make_problem", "make_space", "residual_network"]
