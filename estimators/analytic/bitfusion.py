@@ -1,0 +1,216 @@
+"""BitFusion: a systolic array of bit-level fusion units, by the equations of its public simulator.
+
+Sharma et al., "Bit Fusion: Bit-Level Dynamically Composable Architecture", ISCA 2018, sections III and V; the cycle, traffic
+and tiling-search equations are those of the simulator that its authors published, written anew from their description.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from tightrope.estimators.analytic.block import Block, Figures, FloatArray, IntArray
+from tightrope.estimators.analytic.model import Model
+from tightrope.spaces.errors import DeviceError
+
+_BATCH = 64  # variants searched at once: enough to amortise NumPy's calls, few enough to stay in cache
+_WEIGHTS, _INPUTS, _OUTPUTS = range(3)
+_USED_BY = {
+    "b": (_INPUTS, _OUTPUTS),
+    "h": (_INPUTS, _OUTPUTS),
+    "w": (_INPUTS, _OUTPUTS),
+    "i": (_WEIGHTS, _INPUTS),
+    "o": (_WEIGHTS, _OUTPUTS),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Mapping:
+    """The best tiling and loop order of `n` variants, one group and one call: `n`-dim arrays of cycles, bits and picojoules."""
+
+    cycles: FloatArray
+    compute_cycles: FloatArray
+    stall_cycles: FloatArray
+    edge_cycles: FloatArray
+    dram_read_bits: FloatArray
+    dram_write_bits: FloatArray
+    energy_pj: FloatArray
+
+
+@dataclass(frozen=True)
+class BitFusion(Model):
+    """`rows` x `columns` fusion units between three double-buffered SRAMs (a tile may fill half of each) and one memory interface.
+
+    A fusion unit multiplies 8 x 8 bits in a cycle; operands of 3 or 4 bits run twice, of 1 or 2 bits four times as fast, each
+    side on its own. Bits of 5 to 7 save traffic only. Depthwise and grouped convolutions are costed as one small convolution a
+    group, one after another: the array has no other way to run them, and the simulator none to cost them.
+    """
+
+    rows: int
+    columns: int
+    clock_mhz: float
+    interface_bits: int
+    weight_buffer_bytes: int
+    input_buffer_bytes: int
+    output_buffer_bytes: int
+    accumulator_bits: int
+    core_pj_per_cycle: float
+    weight_read_pj_per_bit: float
+    weight_write_pj_per_bit: float
+    input_read_pj_per_bit: float
+    input_write_pj_per_bit: float
+    output_read_pj_per_bit: float
+    output_write_pj_per_bit: float
+    dram_pj_per_bit: float
+
+    def pairs(self, kind: str) -> tuple[tuple[int, int], ...]:
+        """Every pair of 2..8 bits; 32-bit operands have no place on the array."""
+        return tuple((w, a) for w in range(2, 9) for a in range(2, 9))
+
+    def cost(self, block: Block, batch: int) -> Figures:
+        """Compute, stalls while the memory is behind, the first fill and last drain as memory; see `search`."""
+        found = self.search(block, batch)
+        times = block.groups * block.unit.calls
+        return Figures.make(
+            len(block), compute=found.compute_cycles * times, stall=found.stall_cycles * times, memory=found.edge_cycles * times,
+            energy_pj=found.energy_pj * times, clock_mhz=self.clock_mhz,
+        )  # fmt: skip
+
+    def search(self, block: Block, batch: int) -> Mapping:
+        """The mapping of fewest cycles, then least energy, over power-of-two tiles and all orders of the five loops.
+
+        The tokens of a linear layer count as examples of the batch. The first convolution of a network is unrolled over the
+        kernel too (im2col), others over channels alone.
+        """
+        if max(block.weight_bits.max(), block.act_bits.max()) > 8:
+            raise DeviceError("BitFusion multiplies operands of at most 8 bits")
+        parts = [self._search(block.part(slice(i, i + _BATCH)), batch) for i in range(0, len(block), _BATCH)]
+        names = Mapping.__dataclass_fields__
+        return Mapping(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+
+    def _search(self, block: Block, batch: int) -> Mapping:
+        unit = block.unit
+        examples, (oh, ow) = (batch * block.pixels, (1, 1)) if unit.kind == "linear" else (batch, unit.out_size)
+        in_channels, out_channels = block.inputs // block.groups, block.outputs // block.groups
+
+        # Tiles: v says which variant each candidate belongs to.
+        v, b, o, ic, oc = (
+            x.ravel()
+            for x in np.broadcast_arrays(
+                np.arange(len(block))[:, None, None, None, None], _powers(np.array([examples]), 1)[:, :, None, None, None],
+                _powers(np.array([max(oh, ow)]), 1)[:, None, :, None, None], _powers(in_channels, 1)[:, None, None, :, None],
+                _powers(out_channels, self.columns)[:, None, None, None, :],
+            )
+        )  # fmt: skip
+        kept = (b > 0) & (o > 0) & (ic > 0) & (oc > 0)
+        v, b, o, ic, oc = v[kept], *(x[kept].astype(np.float64) for x in (b, o, ic, oc))
+        sizes, used = self._tiles(block, v, b, np.minimum(o, oh), np.minimum(o, ow), ic, oc)
+        halves = np.array([self.weight_buffer_bytes, self.input_buffer_bytes, self.output_buffer_bytes]) * 4.0
+        fits = (sizes <= halves[:, None]).all(0)
+        missing = np.setdiff1d(np.arange(len(block)), v[fits])
+        if missing.size:
+            raise DeviceError(
+                f"no tile of layer {unit.layer!r} with {block.inputs[missing[0]]} input channels fits the buffers of the array"
+            )
+        v, b, o, ic, oc, used = v[fits], b[fits], o[fits], ic[fits], oc[fits], used[fits]
+        sizes = sizes[:, fits]
+        th, tw = np.minimum(o, oh), np.minimum(o, ow)
+        trips = {
+            "b": np.ceil(examples / b), "h": np.ceil(oh / th), "w": np.ceil(ow / tw),
+            "i": np.ceil(in_channels[v] / ic), "o": np.ceil(out_channels[v] / oc),
+        }  # fmt: skip
+        tiles = trips["b"] * trips["h"] * trips["w"] * trips["i"] * trips["o"]
+        compute = used * tiles
+        products = tiles * b * th * tw * ic * oc * prod(unit.kernel)
+        inside = (
+            self.core_pj_per_cycle * compute
+            + products * (self.weight_read_pj_per_bit * block.weight_bits[v] + self.input_read_pj_per_bit * block.act_bits[v])
+            + tiles * b * th * tw * oc * self.accumulator_bits * (self.output_read_pj_per_bit + self.output_write_pj_per_bit)
+        )
+
+        best: tuple[FloatArray, ...] | None = None
+        for order in _orders("bhwio" if examples > 1 else "hwio", same=oh == ow):
+            traffic, largest = _traffic(order, sizes, trips, halves)
+            reads, writes = traffic.sum(0), traffic[_OUTPUTS]
+            fill, drain = largest.sum(0), largest[_OUTPUTS]
+            stall = np.maximum(0, np.ceil((reads + writes - fill - drain) / self.interface_bits) - compute)
+            edge = np.ceil(fill / self.interface_bits) + np.ceil(drain / self.interface_bits)
+            energy = (
+                inside
+                + self.weight_write_pj_per_bit * traffic[_WEIGHTS]
+                + self.input_write_pj_per_bit * traffic[_INPUTS]
+                + (self.output_read_pj_per_bit + self.output_write_pj_per_bit) * writes
+                + self.dram_pj_per_bit * (reads + writes)
+            )
+            now = (compute + stall + edge, compute, stall, edge, reads, writes, energy)
+            if best is None:
+                best = now
+            else:
+                better = (now[0] < best[0]) | ((now[0] == best[0]) & (energy < best[-1]))
+                best = tuple(np.where(better, x, y) for x, y in zip(now, best, strict=True))
+        assert best is not None
+        ranked = np.lexsort((best[-1], best[0], v))
+        chosen = ranked[np.unique(v[ranked], return_index=True)[1]]
+        return Mapping(*(x[chosen] for x in best))
+
+    def _tiles(
+        self, block: Block, v: IntArray, b: FloatArray, oh: FloatArray, ow: FloatArray, ic: FloatArray, oc: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Bits of the weights, inputs and outputs of each tile, `3 x t`, and its compute cycles."""
+        unit, (kh, kw) = block.unit, block.unit.kernel
+        w, a = block.weight_bits[v], block.act_bits[v]
+        together = self.rows * _speed(w) * _speed(a)
+        unrolled = unit.first and unit.kind == "conv"
+        steps = np.ceil(ic * kh * kw / together)
+        weights = steps * together * oc * w
+        if unrolled:
+            inputs = oh * ow * kh * kw * ic * b * a
+        else:
+            tall = (kh - 1) * unit.dilation[0] + 1 + (oh - 1) * unit.stride[0]
+            wide = (kw - 1) * unit.dilation[1] + 1 + (ow - 1) * unit.stride[1]
+            inputs = tall * wide * ic * b * a
+            steps = np.ceil(ic / together) * kh * kw
+        columns = np.ceil(oc / self.columns)
+        outputs = oh * ow * columns * self.columns * b * self.accumulator_bits
+        return np.stack([weights, inputs, outputs]), b * oh * ow * columns * steps
+
+
+def _speed(bits: IntArray) -> IntArray:
+    """How many operands of these bits share the place of an 8-bit one: floor(8 / bits) rounded down to 1, 2 or 4."""
+    return np.where(bits <= 2, 4, np.where(bits <= 4, 2, 1))
+
+
+def _powers(most: IntArray, step: int) -> IntArray:
+    """Tile sizes `step`, 2 `step`, 4 `step`, ... and `most` for each entry of `most`: `n x k`, 0 where there is none."""
+    count = int(np.ceil(np.log2(np.ceil(most.max() / step)))) + 1
+    sizes = np.broadcast_to(step * 2 ** np.arange(count, dtype=np.int64), (len(most), count))
+    before = np.concatenate([np.zeros((len(most), 1), np.int64), sizes[:, :-1]], axis=1)
+    return np.where(before < most[:, None], np.minimum(sizes, most[:, None]), 0)
+
+
+def _orders(loops: str, *, same: bool) -> Iterator[str]:
+    """Orders of the loops from the inner one out; `same`: h and w run equally often, so that only h before w is needed."""
+    if not loops:
+        yield ""
+    for loop in loops:
+        if not (same and loop == "w" and "h" in loops):
+            yield from (loop + rest for rest in _orders(loops.replace(loop, ""), same=same))
+
+
+def _traffic(order: str, sizes: FloatArray, trips: dict[str, FloatArray], halves: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Bits that each operand moves, and its largest footprint that its buffer holds, both `3 x t`.
+
+    From the inner loop out, an operand moves again for each trip of a loop that it depends on, or of any loop once its
+    footprint has outgrown half its buffer.
+    """
+    traffic, largest = sizes.copy(), sizes.copy()
+    for loop in order:
+        for operand in range(3):
+            now = traffic[operand]
+            if operand in _USED_BY[loop]:
+                now *= trips[loop]
+                np.copyto(largest[operand], now, where=now <= halves[operand])
+            else:
+                np.multiply(now, trips[loop], out=now, where=now > halves[operand])
+    return traffic, largest

@@ -1,0 +1,215 @@
+"""Costs of many policies of one network: every distinct variant of a layer is costed once and then looked up."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from tightrope.estimators.analytic.block import Block, FloatArray, IntArray, blocks_of
+from tightrope.estimators.analytic.memory import Liveness
+from tightrope.estimators.analytic.model import Model, Traffic
+from tightrope.estimators.analytic.operators import fused, products, sort_of
+from tightrope.spaces.errors import DeviceError, PolicyError
+from tightrope.spaces.network import Extent, Network
+from tightrope.spaces.policy import BITS, DENSE, Policy
+from tightrope.spaces.unit import Unit
+
+COLUMNS = ("compute_ms", "memory_ms", "stall_ms", "overhead_ms", "energy_mj", "size_bytes", "macs")
+PARTS = 3  # a layer becomes at most three units
+_FORMS = ("", "svd", "spatial", "tucker")
+_FIELDS = ((8, "bits"), (8, "bits"), (4, "form"), (1 << 15, "rank"), (1 << 20, "inputs"), (1 << 20, "outputs"))  # of a code
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """`b` policies as arrays: group widths `b x G`; weight bits, activation bits, ranks and forms `b x L`."""
+
+    widths: IntArray
+    weight_bits: IntArray
+    act_bits: IntArray
+    ranks: IntArray
+    forms: IntArray
+
+
+class Table:
+    """Everything that a model says of one network at one batch size, remembered."""
+
+    def __init__(self, network: Network, model: Model, batch: int) -> None:
+        self.network, self._model, self._batch = network, model, batch
+        self._group_at = {g.name: i for i, g in enumerate(network.groups)}
+        self._layer_at = {x.name: i for i, x in enumerate(network.layers)}
+        self._dense = np.array([g.width for g in network.groups], np.int64)
+        self._offered = [set(model.pairs(x.kind)) for x in network.layers]
+        self._liveness = Liveness(network)
+        self._products = products(network)
+        self.between = [
+            op for op in network.ops if sort_of(op) in ("unary", "elementwise", "reduce") and op.name not in fused(network)
+        ]
+        self.templates: dict[tuple[int, int, int], Unit] = {}
+        self._memos = [_Memo() for _ in range(len(network.layers) + len(self._products))]
+        self._inputs = self._matrix([x.inputs for x in network.layers])
+        self._outputs = self._matrix([x.outputs for x in network.layers])
+
+    def encode(self, policies: Sequence[Policy]) -> Batch:
+        """Policies as arrays, checked as far as it is cheap: network, names, widths and bit pairs."""
+        fingerprint, groups, layers = self.network.fingerprint, self._group_at, self._layer_at
+        widths = np.tile(self._dense, (len(policies), 1))
+        choices = np.tile(np.array([DENSE.weight_bits, DENSE.act_bits, 0, 0], np.int64), (len(policies), len(layers), 1))
+        try:
+            if any(p.network != fingerprint for p in policies):
+                raise KeyError
+            kept = [(i, groups[g], w) for i, p in enumerate(policies) for g, w in p.widths]
+            form = {name: i for i, name in enumerate(_FORMS)}
+            done = [
+                (i, layers[x], c.weight_bits, c.act_bits, c.rank or 0, form[c.form])
+                for i, p in enumerate(policies)
+                for x, c in p.choices
+            ]
+        except KeyError:
+            for policy in policies:
+                policy.check(self.network)
+            raise
+        if kept:
+            row, column, value = np.array(kept, np.int64).T
+            widths[row, column] = value
+            if (widths < 1).any() or (widths > self._dense).any():
+                for policy in policies:
+                    policy.check(self.network)
+        if done:
+            table = np.array(done, np.int64)
+            choices[table[:, 0], table[:, 1]] = table[:, 2:]
+        found = Batch(widths, *np.moveaxis(choices, 2, 0))
+        self._check_pairs(found)
+        return found
+
+    def rows(self, found: Batch) -> list[FloatArray]:
+        """For each layer, then each product of activations, a `b x 3 x 7` array of `COLUMNS` by unit."""
+        codes = _join(
+            np.searchsorted(BITS, found.weight_bits), np.searchsorted(BITS, found.act_bits), found.forms, found.ranks,
+            found.widths @ self._inputs[0] + self._inputs[1], found.widths @ self._outputs[0] + self._outputs[1],
+        )  # fmt: skip
+        answers = [self._memos[i].look(codes[:, i], partial(self._layer, i)) for i in range(len(self._layer_at))]
+        for i, product in enumerate(self._products, len(self._layer_at)):
+            m, k, n = (self._liveness.at(extent, found.widths) for extent in (product.m, product.k, product.n))
+            calls = self._liveness.items(product.calls, found.widths)
+            eight = np.full(len(m), BITS.index(8))
+            one = self._memos[i].look(_join(eight, eight, 0 * m, m, k, n), partial(self._product, i))
+            answers.append(one * np.reshape(calls, (-1, 1, 1)))
+        return answers
+
+    def between_rows(self, found: Batch) -> list[FloatArray]:
+        """For each operator of `between`, a `b x 7` array of `COLUMNS`; empty where the model costs layers alone."""
+        if not self.between or not self._model.costs_operators:
+            return []
+        sizes, answers = self._liveness.sizes(found.widths, found.act_bits), []
+        for op in self.between:
+            read = sum((sizes[name] for name in op.inputs), start=np.zeros(len(found.widths)))
+            items = self._liveness.items(op.shape, found.widths).astype(np.float64)
+            traffic = Traffic(sort_of(op), read * self._batch, sizes[op.name] * self._batch, items * self._batch)
+            f = self._model.operator(traffic)
+            nothing = np.zeros(len(items))
+            answers.append(np.stack([f.compute_ms, f.memory_ms, f.stall_ms, f.overhead_ms, f.energy_mj, nothing, nothing], axis=1))
+        return answers
+
+    def rest_bytes(self, found: Batch) -> IntArray:
+        """Bytes of the parameters outside of layers, at 32 bits."""
+        total = np.zeros(len(found.widths), np.int64)
+        for parameter in self.network.parameters:
+            total += 4 * self._liveness.items(parameter.shape, found.widths)
+        return total
+
+    def peak_ram_bytes(self, found: Batch) -> IntArray:
+        """Peak memory of activations, for one batch."""
+        return self._liveness.peak(found.widths, found.act_bits) * self._batch
+
+    def _layer(self, at: int, codes: IntArray) -> FloatArray:
+        weight, act, form, rank, inputs, outputs = _split(codes)
+        bits, layer, rows = np.array(BITS), self.network.layers[at], np.zeros((len(codes), PARTS, len(COLUMNS)))
+        for f in np.unique(form).tolist():
+            same = form == f
+            blocks = blocks_of(
+                layer, _FORMS[f], self.network.widths, inputs[same], outputs[same], rank[same], bits[weight[same]], bits[act[same]],
+                first=at == 0, last=at == len(self._layer_at) - 1,
+            )  # fmt: skip
+            for part, block in enumerate(blocks):
+                self.templates[at, f, part] = block.unit
+                rows[same, part] = self._row(block)
+        return rows
+
+    def _product(self, at: int, codes: IntArray) -> FloatArray:
+        _, _, _, m, k, n = _split(codes)
+        rows = np.zeros((len(codes), PARTS, len(COLUMNS)))
+        for tokens in np.unique(m).tolist():
+            same = m == tokens
+            name, place = self._products[at - len(self._layer_at)].op, (1, tokens)
+            unit = Unit(name, "linear", 1, 1, (1, 1), (1, 1), (0, 0), (1, 1), 1, place, place, 8, 8, bias=False)
+            eight = np.full(int(same.sum()), 8)
+            rows[same, 0] = self._row(Block(unit, k[same], n[same], eight, eight))
+            self.templates[at, 0, 0] = unit
+        rows[:, :, COLUMNS.index("size_bytes")] = rows[:, :, COLUMNS.index("macs")] = (
+            0  # a product has no weights; MACs are the layers'
+        )
+        return rows
+
+    def _row(self, block: Block) -> FloatArray:
+        f = self._model.cost(block, self._batch)
+        macs = block.macs * self._batch
+        return np.stack([f.compute_ms, f.memory_ms, f.stall_ms, f.overhead_ms, f.energy_mj, block.size_bytes, macs], axis=1)
+
+    def _check_pairs(self, found: Batch) -> None:
+        codes = found.weight_bits * 64 + found.act_bits
+        for i, layer in enumerate(self.network.layers):
+            for code in np.unique(codes[:, i]).tolist():
+                pair = divmod(code, 64)
+                if pair not in self._offered[i]:
+                    offered = sorted(self._offered[i])
+                    raise DeviceError(
+                        f"weights of {pair[0]} and activations of {pair[1]} bits at layer {layer.name!r} are not executed; "
+                        f"the device offers {len(offered)} pairs from {offered[0]} to {offered[-1]}"
+                    )
+
+    def _matrix(self, extents: Sequence[Extent]) -> tuple[IntArray, IntArray]:
+        matrix = np.zeros((len(self._group_at), len(extents)), np.int64)
+        for i, extent in enumerate(extents):
+            for group, repeat in extent.terms:
+                matrix[self._group_at[group], i] += repeat
+        return matrix, np.array([extent.fixed for extent in extents], np.int64)
+
+
+class _Memo:
+    """Rows by code; new codes are costed all at once."""
+
+    def __init__(self) -> None:
+        self._at: dict[int, int] = {}
+        self._rows = np.zeros((0, PARTS, len(COLUMNS)))
+
+    def look(self, codes: IntArray, cost: Callable[[IntArray], FloatArray]) -> FloatArray:
+        unique, inverse = np.unique(codes, return_inverse=True)
+        new = [code for code in unique.tolist() if code not in self._at]
+        if new:
+            fresh, count = cost(np.array(new)), len(self._at)
+            if count + len(new) > len(self._rows):
+                self._rows = np.concatenate([self._rows[:count], np.zeros((max(count, len(new)), PARTS, len(COLUMNS)))])
+            self._rows[count : count + len(new)] = fresh
+            self._at.update(zip(new, range(count, count + len(new)), strict=True))
+        rows: FloatArray = self._rows[np.array([self._at[code] for code in unique.tolist()])[inverse]]
+        return rows
+
+
+def _join(*fields: IntArray) -> IntArray:
+    """One whole number for each variant, from the values of `_FIELDS`."""
+    code = np.zeros(1, np.int64)
+    for values, (size, what) in zip(fields, _FIELDS, strict=True):
+        if np.max(values, initial=0) >= size:
+            raise PolicyError(f"{what} of a layer must be below {size} to be costed, got {np.max(values)}")
+        code = code * size + values
+    return code
+
+
+def _split(codes: IntArray) -> list[IntArray]:
+    values = []
+    for size, _ in reversed(_FIELDS):
+        codes, value = np.divmod(codes, size)
+        values.append(value)
+    return values[::-1]
