@@ -1,0 +1,1 @@
+"""What a search shows: the Pareto tab and scalars of TensorBoard, pages and tables to share."""

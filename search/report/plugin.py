@@ -1,0 +1,129 @@
+"""The tab "Pareto" of TensorBoard: serves the runs below the log folder to `static/index.js`.
+
+Routes, all below `/data/plugin/pareto`:
+    /index.js, /pareto.css      the page
+    /runs                       the list of runs and how many records each has (ETag; 304 while nothing is new)
+    /trials?since=ID.EPOCH.N    the numbers of the records from N on, for several runs at once (binary, see `runs.pack`)
+    /policies?run=ID&index=N    records with their policies layer by layer; several with commas between them
+"""
+
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboard.backend import http_util
+from tensorboard.plugins import base_plugin
+from werkzeug import Request, Response
+
+from tightrope.search.report.runs import LogFolder, Run, pack
+from tightrope.spaces.errors import TightropeError
+
+log = logging.getLogger(__name__)
+STATIC = Path(__file__).with_name("static")
+_FILES = {"/index.js": "text/javascript", "/pareto.css": "text/css"}
+_MOST_BYTES = 24 << 20  # read from disk in one answer
+_MOST_RECORDS = 50_000  # in one answer
+_MOST_POLICIES = 100  # in one answer
+
+
+class ParetoPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
+    """Shows all trials, the front and every policy of the searches below `--logdir`."""
+
+    plugin_name = "pareto"
+
+    def __init__(self, context: base_plugin.TBContext) -> None:
+        self._folder = LogFolder(Path(context.logdir)) if context.logdir and "://" not in context.logdir else None
+
+    def get_plugin_apps(self) -> Mapping[str, Callable[..., Iterable[bytes]]]:
+        """The routes."""
+        answers = {"/runs": self._runs, "/trials": self._trials, "/policies": self._policies}
+        return {**{path: _file(path, kind) for path, kind in _FILES.items()}, **{path: _safe(a) for path, a in answers.items()}}
+
+    def is_active(self) -> bool:
+        """Whether any run is there. The first call starts to read them, so that the tab opens on read ones."""
+        runs = self._folder.runs() if self._folder else []
+        if any(not len(run) for run in runs):
+            threading.Thread(target=_refresh, args=(runs,), name="pareto-reader", daemon=True).start()
+        return bool(runs)
+
+    def frontend_metadata(self) -> base_plugin.FrontendMetadata:
+        """Name of the tab and its module."""
+        return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="Pareto", disable_reload=True)
+
+    def _runs(self, request: Request) -> Response:
+        runs = self._folder.runs() if self._folder else []
+        left = _MOST_BYTES
+        for run in runs:
+            left -= _refresh([run], left) if left > 0 else 0
+        body = json.dumps({"runs": [run.summary() for run in runs]}, ensure_ascii=True).encode()
+        tag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
+        if request.headers.get("If-None-Match") == tag:
+            return Response(status=304, headers={"ETag": tag, "X-Content-Type-Options": "nosniff"}, content_type="application/json")
+        return _respond(request, body, "application/json", headers=[("ETag", tag)])
+
+    def _trials(self, request: Request) -> Response:
+        parts = []
+        left = _MOST_RECORDS
+        for since in request.args.get("since", "").split(","):
+            identifier, epoch, start = (since.split(".") + ["", ""])[:3]
+            run = self._run(identifier)
+            first = int(start) if epoch == run.epoch and start.isdecimal() else 0
+            header, block = run.part(first, left)
+            left -= header["count"]
+            parts.append((header, block))
+        return _respond(request, pack(parts), "application/octet-stream")
+
+    def _policies(self, request: Request) -> Response:
+        run = self._run(request.args.get("run", ""))
+        wanted = [int(text) for text in request.args.get("index", "").split(",") if text.isdecimal()][:_MOST_POLICIES]
+        body = json.dumps({"run": run.id, "epoch": run.epoch, "policies": [run.detail(index) for index in wanted]})
+        return _respond(request, body.encode(), "application/json")
+
+    def _run(self, identifier: str) -> Run:
+        if self._folder is None:
+            raise FileNotFoundError("no log folder")
+        return self._folder.run(identifier)
+
+
+def _refresh(runs: Iterable[Run], limit: int | None = None) -> int:
+    """Read what is new in the runs; returns about how many bytes that was. One that cannot be read is left as it is."""
+    read = 0
+    for run in runs:
+        before = run.end
+        try:
+            run.refresh(limit)
+        except OSError as error:
+            log.warning("run %s cannot be read: %s", run.name, error)
+        read += max(0, run.end - before)
+    return read
+
+
+def _safe(answer: Callable[[Request], Response]) -> Callable[..., Iterable[bytes]]:
+    """The route as a WSGI application; what cannot be served is answered with 404 and one line of why."""
+
+    @Request.application
+    def route(request: Request) -> Response:
+        try:
+            return answer(request)
+        except (TightropeError, OSError) as error:
+            body = json.dumps({"error": str(error) if isinstance(error, TightropeError) else "not to be read"})
+            return _respond(request, body.encode(), "application/json", code=404)
+
+    return route
+
+
+def _file(path: str, kind: str) -> Callable[..., Iterable[bytes]]:
+    @Request.application
+    def route(request: Request) -> Response:
+        return _respond(request, (STATIC / path[1:]).read_bytes(), kind)
+
+    return route
+
+
+def _respond(request: Request, body: bytes, kind: str, **more: Any) -> Response:
+    response: Response = http_util.Respond(request, body, kind, **more)
+    return response
