@@ -8,6 +8,7 @@ fuses to one integer node; weight-only linear layers are its `MatMulNBits`. `che
 """
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from onnx import TensorProto
 
 from tightrope.compressors.payload import Part, Payload, affine
 from tightrope.spaces.errors import ExportError
-from tightrope.spaces.network import Layer, Network
+from tightrope.spaces.network import Network
 from tightrope.spaces.points import is_integer, points
 from tightrope.spaces.policy import Policy
 from tightrope.spaces.unit import Unit, lower
@@ -28,6 +29,7 @@ from tightrope.spaces.unit import Unit, lower
 DOMAIN = "tightrope"
 MOVES = frozenset("MaxPool Reshape Transpose Flatten Squeeze Unsqueeze Slice Gather Expand Split Identity DepthToSpace".split())
 """Operators of one data input that only move values, so that 8-bit codes pass through them as they are."""
+RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 WEIGHT_ONLY = (2, 4, 8)
 BLOCK = 32
 """Weights that share a scale in a `MatMulNBits` node; ours repeat the scale of the output channel."""
@@ -35,17 +37,20 @@ _TYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int8": Tens
           "int32": TensorProto.INT32, "int64": TensorProto.INT64}  # fmt: skip
 
 
+Shape = tuple[int, ...] | None
+
+
 @dataclass
 class _Value:
-    """A tensor of the skeleton as the written graph holds it: names by form.
+    """A tensor of the skeleton as the written graph holds it.
 
-    A form is (is it u8 codes, is it flattened to rows x features); missing ones are derived from what is there. `step`
-    is `(scale, zero point)` of the codes, `shape` the tensor's own shape, needed only where it is flattened.
+    `names` has the written tensors by form, `(is it u8 codes, shape)`; further forms are derived from what is there. `step` is
+    `(scale, zero point)` of the codes, None without. `shape` is the tensor's own; None stands for the shape it was made in.
     """
 
-    names: dict[tuple[bool, bool], str]
+    names: dict[tuple[bool, Shape], str]
     step: tuple[float, int] | None = None
-    shape: tuple[int, ...] = ()
+    shape: Shape = None
 
     @property
     def coded(self) -> bool:
@@ -69,6 +74,22 @@ class _Writer:
         self.shapes = {op.name: op.shape for op in network.ops}
         self.widths = payload.policy.all_widths(network)
         self.point_of = {node.input[0]: _name(node) for node in self.source.node if node.op_type == "Point"}
+        self.constants = {t.name: t for t in self.source.initializer}
+        self.constants |= {n.output[0]: n.attribute[0].t for n in self.source.node if n.op_type == "Constant"}
+        self.wanted = self.look_ahead()
+
+    def look_ahead(self) -> dict[str, str]:
+        """For each tensor whose only use is to be held in 8 bits, at once or behind operators that only move it: that point."""
+        reads = Counter(name for node in self.source.node for name in node.input) + Counter(o.name for o in self.source.output)
+        wanted: dict[str, str] = {}
+        for node in reversed(self.source.node):
+            is_point = node.domain == DOMAIN and node.op_type == "Point"
+            source, made = node.input[0] if node.input else "", node.output[0]
+            if is_point and _name(node) in self.held:
+                wanted[source] = _name(node)
+            elif (is_point or node.op_type in MOVES) and made in wanted and reads[made] == reads[source] == 1:
+                wanted[source] = wanted[made]
+        return wanted
 
     def run(self) -> onnx.ModelProto:
         self.graph.name = self.source.name or "network"
@@ -103,7 +124,7 @@ class _Writer:
     def node(self, kind: str, inputs: Iterable[str], name: str = "", domain: str = "", **attributes: int | Sequence[int]) -> str:
         """A node of one output; returns the output's name."""
         self.count += 1
-        output = name or f"{kind}_{self.count}"
+        output = name or f"written/{kind}_{self.count}"
         made = self.graph.node.add(op_type=kind, name=output, domain=domain)
         made.input.extend(inputs)
         made.output.append(output)
@@ -120,21 +141,42 @@ class _Writer:
             self.values[node.output[0]] = self.value(node.input[0])
             return
         first = self.value(node.input[0]) if node.input else _Value({})
+        if node.op_type in MOVES and node.output[0] in self.wanted:
+            first = self.held_as(self.wanted[node.output[0]], first)
+        shape = self.reshaped(node)
+        if shape is not None:
+            self.values[node.output[0]] = _Value(first.names, first.step, shape)
+            return
         on_codes = first.coded and node.op_type in MOVES
         made = self.graph.node.add()
         made.CopyFrom(node)
         for i, name in enumerate(node.input):
             if name:
-                made.input[i] = self.form(self.value(name), codes=on_codes and i == 0)
+                made.input[i] = self.form(self.value(name) if i else first, codes=on_codes and i == 0)
         for name in node.output:
-            self.values[name] = _Value({(on_codes, False): name}, first.step if on_codes else None)
+            self.values[name] = _Value({(on_codes, None): name}, first.step if on_codes else None)
+
+    def reshaped(self, node: onnx.NodeProto) -> Shape:
+        """The shape that a reshape gives, so that it is written only where a reader needs it; None for other operators."""
+        if node.op_type not in RESHAPES:
+            return None
+        if node.op_type == "Reshape" and node.input[1] in self.constants:
+            shape = tuple(onnx.numpy_helper.to_array(self.constants[node.input[1]]).tolist())
+            if min(shape, default=1) > 0:
+                return shape
+        name = self.point_of.get(node.output[0], "")
+        return self.shape(name) if name in self.shapes else None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an operator's tensor at this batch size."""
+        first, *rest = (extent.at(self.widths) for extent in self.shapes[name])
+        return (first * self.batch, *rest)
 
     def implied(self, node: onnx.NodeProto) -> bool:
         """Whether an activation's limits are those of the codes that its output is held in, so that it does nothing."""
-        name = self.point_of.get(node.output[0], "")
-        if node.op_type not in ("Relu", "Clip") or name not in self.held or self.value(node.input[0]).coded:
+        if node.op_type not in ("Relu", "Clip") or node.output[0] not in self.wanted or self.value(node.input[0]).coded:
             return False
-        scale, zero = affine(*self.range(name))
+        scale, zero = affine(*self.range(self.wanted[node.output[0]]))
         if node.op_type == "Relu":
             return zero == 0
         limits = [self.constant(i) for i in (*node.input[1:3], "", "")[:2]]
@@ -142,16 +184,8 @@ class _Writer:
         return low <= -zero * scale * (1 - 1e-6) and (255 - zero) * scale <= high * (1 + 1e-6)
 
     def constant(self, name: str) -> float | None:
-        """The value of a scalar initialiser or Constant of the skeleton, None for an input left out."""
-        if not name:
-            return None
-        for tensor in self.source.initializer:
-            if tensor.name == name:
-                return float(onnx.numpy_helper.to_array(tensor).item())
-        for node in self.source.node:
-            if name in node.output and node.op_type == "Constant":
-                return float(onnx.numpy_helper.to_array(node.attribute[0].t).item())
-        return None
+        """The value of a scalar constant, None for an input left out."""
+        return float(onnx.numpy_helper.to_array(self.constants[name]).item()) if name in self.constants else None
 
     def outputs(self) -> None:
         """Give each output of the model its name, by renaming the tensor that stands for it."""
@@ -176,19 +210,20 @@ class _Writer:
 
     def value(self, name: str) -> _Value:
         """What stands for a tensor of the skeleton; inputs and initialisers stand for themselves."""
-        return self.values.setdefault(name, _Value({(False, False): name}))
+        return self.values.setdefault(name, _Value({(False, None): name}))
 
-    def form(self, value: _Value, *, codes: bool = False, flat: bool = False) -> str:
+    def form(self, value: _Value, *, codes: bool = False, shape: Shape = None) -> str:
         """The name of a value in a form, made where it is missing: reshaped as codes, decoded last."""
-        names = value.names
-        if (codes, flat) not in names:
+        names, shape = value.names, shape or value.shape
+        if (codes, shape) not in names:
             if not codes and value.coded:
-                names[codes, flat] = self.quantise("DequantizeLinear", self.form(value, codes=True, flat=flat), value.step)
+                names[codes, shape] = self.quantise("DequantizeLinear", self.form(value, codes=True, shape=shape), value.step)
             else:
-                shape = (int(np.prod(value.shape[:-1])), value.shape[-1]) if flat else value.shape
+                assert shape is not None
+                near = next(name for (coded, _), name in names.items() if coded == codes)
                 to = self.tensor("shape_" + "x".join(map(str, shape)), np.array(shape, np.int64))
-                names[codes, flat] = self.node("Reshape", [names[codes, not flat], to])
-        return names[codes, flat]
+                names[codes, shape] = self.node("Reshape", [near, to])
+        return names[codes, shape]
 
     def quantise(self, kind: str, name: str, step: tuple[float, int] | None) -> str:
         """A QuantizeLinear or DequantizeLinear of u8 with one scale and zero point."""
@@ -199,11 +234,18 @@ class _Writer:
 
     def point(self, name: str, value: _Value) -> _Value:
         """What readers of a point read: its codes where the policy holds it in 8 bits, else what was written."""
-        if name not in self.held or value.coded:
+        if value.shape is None and name in self.shapes:
+            value.shape = self.shape(name)
+            value.names = {(coded, value.shape): made for (coded, _), made in value.names.items()}
+        return self.held_as(name, value) if name in self.held else value
+
+    def held_as(self, name: str, value: _Value) -> _Value:
+        """The value as the codes of a point; codes that were moved there stay as they are."""
+        if value.coded:
             return value
         step = affine(*self.range(name))
-        codes = {(True, flat): self.quantise("QuantizeLinear", given, step) for (_, flat), given in [*value.names.items()][:1]}
-        return _Value(codes, step, value.shape)
+        (_, shape), given = next(iter(value.names.items()))
+        return _Value({(True, shape): self.quantise("QuantizeLinear", given, step)}, step, value.shape)
 
     def range(self, name: str) -> tuple[float, float]:
         if name not in self.payload.ranges:
@@ -217,56 +259,55 @@ class _Writer:
     def layer(self, node: onnx.NodeProto) -> _Value:
         """A layer's call: one node, or one for each factor of a low-rank layer."""
         name = _name(node)
-        layer, value = self.network.layer(name), self.value(node.input[0])
-        if layer.kind == "linear":
-            lead = [e.at(self.widths) for e in self.shapes[self.point_of[node.output[0]]][:-1]]
-            value.shape = (lead[0] * self.batch, *lead[1:], layer.inputs.at(self.widths))
+        value = self.value(node.input[0])
+        lead = self.shape(self.point_of[node.output[0]])[:-1] if self.network.layer(name).kind == "linear" else ()
         for part in self.payload.parts[name]:
-            value = self.part(layer, part, value)
+            value = self.part(part, value, lead)
         return value
 
-    def part(self, layer: Layer, part: Part, value: _Value) -> _Value:
+    def part(self, part: Part, value: _Value, lead: tuple[int, ...]) -> _Value:
+        """One unit; `lead` are the sizes before the features of a linear layer."""
         unit, key = part.unit, f"{part.unit.layer}.{part.unit.part}"
-        shape = (*value.shape[:-1], unit.out_channels)
         if unit.weight_bits <= 8 and unit.act_bits <= 8:
-            return self.integer(part, value, key, shape)
-        if unit.act_bits <= 8 or (unit.weight_bits < 32 and (layer.kind != "linear" or unit.weight_bits not in WEIGHT_ONLY)):
+            return self.integer(part, value, key, lead)
+        if unit.act_bits <= 8 or (unit.weight_bits < 32 and (unit.kind != "linear" or unit.weight_bits not in WEIGHT_ONLY)):
             raise ExportError(
-                f"ONNX Runtime has no {layer.kind} with {unit.weight_bits}-bit weights and {unit.act_bits}-bit activations, "
+                f"ONNX Runtime has no {unit.kind} with {unit.weight_bits}-bit weights and {unit.act_bits}-bit activations, "
                 f"as layer {unit.layer!r} asks; give it 8 and 8 bits or 32 and 32, or export packed safetensors"
             )
         if unit.weight_bits < 32:
-            return self.weight_only(part, value, key, shape)
+            return self.weight_only(part, value, key, lead)
         inputs = [self.tensor(key + ".weight", part.weight)]
         if part.bias is not None:
             inputs.append(self.tensor(key + ".bias", part.bias))
-        return self.multiply(unit, value, self.form(value, flat=self.flat(unit, value)), inputs, shape)
+        return self.multiply(unit, value, inputs, lead)
 
-    def flat(self, unit: Unit, value: _Value) -> bool:
-        return unit.kind == "linear" and len(value.shape) > 2
-
-    def multiply(self, unit: Unit, value: _Value, x: str, weights: list[str], shape: tuple[int, ...]) -> _Value:
+    def multiply(self, unit: Unit, value: _Value, weights: list[str], lead: tuple[int, ...]) -> _Value:
         """The convolution, or the Gemm on rows x features, of floating-point tensors."""
+        x = self.form(value, shape=rows(unit, lead))
         if unit.kind == "linear":
-            return _Value({(False, self.flat(unit, value)): self.node("Gemm", [x, *weights], transB=1)}, shape=shape)
+            shape = (*lead, unit.out_channels)
+            flat = (int(np.prod(lead)), unit.out_channels)
+            return _Value({(False, flat): self.node("Gemm", [x, *weights], transB=1)}, shape=shape)
         pads, kernel = (*unit.padding, *unit.padding), unit.kernel
         y = self.node(
             "Conv", [x, *weights], kernel_shape=kernel, strides=unit.stride, pads=pads, dilations=unit.dilation, group=unit.groups
         )
-        return _Value({(False, False): y})
+        return _Value({(False, None): y})
 
-    def integer(self, part: Part, value: _Value, key: str, shape: tuple[int, ...]) -> _Value:
+    def integer(self, part: Part, value: _Value, key: str, lead: tuple[int, ...]) -> _Value:
         """An integer layer: what it reads as u8 codes, int8 weights for each channel, int32 bias; all decoded in front of it."""
-        unit, flat = part.unit, self.flat(part.unit, value)
+        unit = part.unit
         if part.codes is None or part.scales is None or part.act_range is None:
             raise ExportError(f"part {unit.part} of integer layer {unit.layer!r} needs codes, scales and the range of its input")
         step = affine(*part.act_range, unit.act_bits)
         if unit.act_bits < 8 or not value.coded:
-            x = self.form(value, flat=flat)
+            shape = rows(unit, lead)
+            x = self.form(value, shape=shape)
             if unit.act_bits < 8:
                 limits = [(0 - step[1]) * step[0], (2**unit.act_bits - 1 - step[1]) * step[0]]
                 x = self.node("Clip", [x, *(self.tensor(f"limit_{v!r}", np.array(v, np.float32)) for v in limits)])
-            value = _Value({(True, flat): self.quantise("QuantizeLinear", x, step)}, step, value.shape)
+            value = _Value({(True, shape): self.quantise("QuantizeLinear", x, step)}, step, shape)
         scale = cast("tuple[float, int]", value.step)[0]
         scales = np.ascontiguousarray(part.scales.reshape(-1), np.float32)
         inputs = [self.decoded(key + ".weight", part.codes, scales)]
@@ -274,7 +315,7 @@ class _Writer:
             steps = scales * np.float32(scale)
             codes = np.clip(np.rint(part.bias / steps.astype(np.float64)), -(2**31) + 1, 2**31 - 1).astype(np.int32)
             inputs.append(self.decoded(key + ".bias", codes, steps))
-        return self.multiply(unit, value, self.form(value, flat=flat), inputs, shape)
+        return self.multiply(unit, value, inputs, lead)
 
     def decoded(self, name: str, codes: NDArray[Any], scales: NDArray[np.float32]) -> str:
         """Constant codes behind a DequantizeLinear along axis 0, with zero points of zero."""
@@ -284,7 +325,7 @@ class _Writer:
         ]
         return self.node("DequantizeLinear", [self.tensor(name, codes), *steps], axis=0)
 
-    def weight_only(self, part: Part, value: _Value, key: str, shape: tuple[int, ...]) -> _Value:
+    def weight_only(self, part: Part, value: _Value, key: str, lead: tuple[int, ...]) -> _Value:
         """A linear layer of packed low-bit weights that are decoded while it multiplies in floating point."""
         unit, bits = part.unit, part.unit.weight_bits
         if part.codes is None or part.scales is None:
@@ -297,7 +338,13 @@ class _Writer:
         if part.bias is not None:
             inputs += ["", "", self.tensor(key + ".bias", part.bias)]
         sizes: Any = {"K": unit.in_channels, "N": unit.out_channels, "bits": bits, "block_size": BLOCK}
-        return _Value({(False, False): self.node("MatMulNBits", inputs, domain="com.microsoft", **sizes)}, shape=shape)
+        shape = (*lead, unit.out_channels)
+        return _Value({(False, shape): self.node("MatMulNBits", inputs, domain="com.microsoft", **sizes)}, shape=shape)
+
+
+def rows(unit: Unit, lead: tuple[int, ...]) -> Shape:
+    """The shape in which a layer reads: rows x features if it is linear on more axes, else None for the tensor's own."""
+    return (int(np.prod(lead)), unit.in_channels) if len(lead) > 1 else None
 
 
 def write(skeleton: onnx.ModelProto, network: Network, payload: Payload) -> onnx.ModelProto:
