@@ -69,7 +69,7 @@ class ParetoPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         parts = []
         left = _MOST_RECORDS
         for since in request.args.get("since", "").split(","):
-            identifier, epoch, start = (since.split(".") + ["", ""])[:3]
+            identifier, epoch, start, *_ = *since.split("."), "", ""
             run = self._run(identifier)
             first = int(start) if epoch == run.epoch and start.isdecimal() else 0
             header, block = run.part(first, left)

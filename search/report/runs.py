@@ -161,16 +161,18 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """What stands in the list of runs."""
         return {
-            "id": self.id, "name": self.name, "epoch": self.epoch, "count": len(self), "more": self.more, "bad_lines": self.bad_lines,
-            "command": f"tightrope export {shlex.quote(_text(self.shown))}", "study": self.study,
+            "id": self.id, "name": self.name, "epoch": self.epoch, "count": len(self), "more": self.more,
+            "bad_lines": self.bad_lines, "command": f"tightrope export {shlex.quote(_text(self.shown))}", "study": self.study,
         }  # fmt: skip
 
     def part(self, start: int, most: int) -> tuple[dict[str, Any], bytes]:
         """Records `start` onwards, at most so many: a header, and the columns one after the other as little-endian doubles."""
         with self._lock:
             stop = min(len(self), start + most)
-            header = {"run": self.id, "epoch": self.epoch, "from": start, "count": stop - start, "more": self.more or stop < len(self),
-                      "strings": self.strings, "columns": COLUMNS, "kinds": KINDS}  # fmt: skip
+            header = {
+                "run": self.id, "epoch": self.epoch, "from": start, "count": stop - start,
+                "more": self.more or stop < len(self), "strings": self.strings, "columns": COLUMNS,
+            }  # fmt: skip
             return header, b"".join(_little(self.columns[name][start:stop]) for name in COLUMNS)
 
     def detail(self, index: int) -> dict[str, Any]:

@@ -447,13 +447,14 @@ class App {
 
   /** The trial to take: of the feasible ones whose score ties with the highest, the cheapest in what the budget bounds first. */
   bestOf(run) {
-    const price = Object.keys(run.study.limits ?? {})[0] ?? "latency_ms";
+    const free = run.study.floor === null || run.study.floor === undefined;
+    const price = (free ? Object.keys(run.study.limits ?? {})[0] : null) ?? "latency_ms";
     const { kind, feasible, score, stderr } = run.columns;
     const able = [];
     for (let i = 0; i < run.count; i++) if (kind[i] === KIND.trial && feasible[i] === 1 && Number.isFinite(score[i])) able.push(i);
     if (!able.length) return -1;
     let floor = -Infinity;
-    if (run.study.floor === null || run.study.floor === undefined) {
+    if (free) {
       const top = able.reduce((a, b) => (score[b] > score[a] ? b : a));
       floor = score[top] - (stderr[top] || 0);
     }

@@ -106,24 +106,21 @@ def lines(net: Network, *, name: str, trials: int, agent: str, seed: int, budget
         if not failed:
             fit = got.value - 25 * max(0.0, spent.latency_ms / limit - 1)
             best = sorted([*best, (fit, number, point, policy)], key=lambda b: b[:2], reverse=True)[:12]
-    for control, share, pair in (("uniform", 0.5, (8, 8)), ("recipe", 0.375, (8, 8))):
-        policy = space.uniform(share, pair)
-        yield {"kind": "control", "name": control, "policy": policy.to_json(), "cost": cost(net, policy, device, simulated=simulated).to_json(),
-               "score": score(net, policy, rng).to_json()}  # fmt: skip
-    chosen = min((space.sample(rng) for _ in range(50)), key=lambda p: abs(cost(net, p, device).latency_ms - limit))
-    yield {"kind": "control", "name": "random", "policy": chosen.to_json(),
-           "cost": cost(net, chosen, device, simulated=simulated).to_json(), "score": score(net, chosen, rng).to_json()}  # fmt: skip
+    near = min((space.sample(rng) for _ in range(50)), key=lambda p: abs(cost(net, p, device).latency_ms - limit))
+    controls = {"uniform": space.uniform(0.5, (8, 8)), "recipe": space.uniform(0.375, (8, 8)), "random": near}
+    for control, policy in controls.items():
+        spent, got = cost(net, policy, device, simulated=simulated), score(net, policy, rng)
+        yield {"kind": "control", "name": control, "policy": policy.to_json(), "cost": spent.to_json(), "score": got.to_json()}
     for _, number, _, policy in best[:3]:
         spent, got = cost(net, policy, device, simulated=simulated), score(net, policy, rng)
         ratio = spent.latency_ms / whole.latency_ms
-        yield {
-            "kind": "final", "number": number, "score": {**got.to_json(), "value": min(99.0, got.value + 0.4)}, "cost": spent.to_json(),
-            "measured": None if simulated else {"ratio": ratio * 1.02, "low": ratio * 0.98, "high": ratio * 1.06},
-        }  # fmt: skip
+        tuned = {**got.to_json(), "value": min(99.0, got.value + 0.4)}
+        measured = None if simulated else {"ratio": ratio * 1.02, "low": ratio * 0.98, "high": ratio * 1.06}
+        yield {"kind": "final", "number": number, "score": tuned, "cost": spent.to_json(), "measured": measured}
 
 
-def write_run(folder: Path, *, net: Network | None = None, trials: int = 300, agent: str = "tpe", seed: int = 0, budget: float = 0.25,
-              simulated: bool = False, device: str = "ort-cpu") -> list[dict[str, Any]]:  # fmt: skip
+def write_run(folder: Path, *, net: Network | None = None, trials: int = 300, agent: str = "tpe", seed: int = 0,
+              budget: float = 0.25, simulated: bool = False, device: str = "ort-cpu") -> list[dict[str, Any]]:  # fmt: skip
     """Write a run folder and return the lines of its journal."""
     net = net or network()
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,10 @@ from typing import Any
 
 import sample_runs
 
-CENTRE = """(node) => { const box = node.getBoundingClientRect(); const host = document.querySelector('.scatter').getBoundingClientRect();
-return {x: box.x + box.width / 2 - host.x, y: box.y + box.height / 2 - host.y}; }"""
+CENTRE = """(node) => {
+    const [box, host] = [node, document.querySelector('.scatter')].map((n) => n.getBoundingClientRect());
+    return {x: box.x + box.width / 2 - host.x, y: box.y + box.height / 2 - host.y};
+}"""
 
 
 def click_trial(frame: Any, number: int) -> None:
