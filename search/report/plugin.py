@@ -2,7 +2,7 @@
 
 Routes, all below `/data/plugin/pareto`:
     /index.js, /pareto.css      the page
-    /runs                       the list of runs and how many records each has (ETag; 304 while nothing is new)
+    /runs?tag=T                 the list of runs and how many records each has; only the tag where it is T still
     /trials?since=ID.EPOCH.N    the numbers of the records from N on, for several runs at once (binary, see `runs.pack`)
     /policies?run=ID&index=N    records with their policies layer by layer; several with commas between them
 """
@@ -59,11 +59,10 @@ class ParetoPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         left = _MOST_BYTES
         for run in runs:
             left -= _refresh([run], left) if left > 0 else 0
-        body = json.dumps({"runs": [run.summary() for run in runs]}, ensure_ascii=True).encode()
-        tag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
-        if request.headers.get("If-None-Match") == tag:
-            return Response(status=304, headers={"ETag": tag, "X-Content-Type-Options": "nosniff"}, content_type="application/json")
-        return _respond(request, body, "application/json", headers=[("ETag", tag)])
+        listed = json.dumps([run.summary() for run in runs])
+        tag = hashlib.sha256(listed.encode()).hexdigest()[:16]
+        body = f'{{"tag": "{tag}"}}' if request.args.get("tag") == tag else f'{{"tag": "{tag}", "runs": {listed}}}'
+        return _respond(request, body.encode(), "application/json")
 
     def _trials(self, request: Request) -> Response:
         parts = []

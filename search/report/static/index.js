@@ -6,6 +6,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const POLL_MS = 3000;
 const MOST_ELEMENTS = 1500; // more trials than this are drawn on a canvas
+const MOST_MOVING = 3000; // points of the canvas that are drawn while it moves
 const MOST_POLICIES = 60; // columns of the heat map
 const REACH = 14; // pixels from a point within which the pointer means it
 const MARGIN = { left: 72, right: 20, top: 14, bottom: 46 };
@@ -108,14 +109,14 @@ function ticks(low, high, log, wanted) {
 
 /** Reads from the plug-in's routes. */
 class Served {
-  #tag = null;
+  #tag = "";
 
   async runs() {
-    const answer = await fetch(new URL("./runs", import.meta.url), { cache: "no-store", headers: this.#tag ? { "If-None-Match": this.#tag } : {} });
-    if (answer.status === 304) return null;
+    const answer = await fetch(new URL(`./runs?tag=${this.#tag}`, import.meta.url), { cache: "no-store" });
     if (!answer.ok) throw new Error(`the list of runs: ${answer.status}`);
-    this.#tag = answer.headers.get("ETag");
-    return (await answer.json()).runs;
+    const { tag, runs } = await answer.json();
+    this.#tag = tag;
+    return runs ?? null; // nothing is new
   }
 
   async trials(since) {
@@ -423,9 +424,17 @@ class App {
     const reference = this.reference();
     for (const run of this.shown) run.volume = reference ? area(run.front, reference) / reference.span : NaN;
     this.volume = reference ? area(this.joint, reference) / reference.span : NaN;
+    this.places = new Map(this.shown.map((run) => [run, new Map()]));
+    for (const point of this.points) this.places.get(point.run).set(point.index, point);
     this.best = new Map(this.shown.map((run) => [run, this.bestOf(run)]));
     this.brushed = this.brushed && this.points.filter((p) => this.brushed.some((b) => b.run === p.run && b.index === p.index));
     if (this.brushed?.length === 0) this.brushed = null;
+    this.version = (this.version ?? 0) + 1;
+  }
+
+  /** The point of a record, if it is on the scatter. */
+  where(run, index) {
+    return this.places.get(run)?.get(index);
   }
 
   /** The worst point that counts for the hypervolume: the budget's limit or the dense cost, and half of the dense score. */
@@ -943,13 +952,16 @@ class Scatter extends Plot {
   queue() {
     this.queued ??= requestAnimationFrame(() => {
       this.queued = undefined;
-      this.draw();
+      this.draw(true);
     });
+    clearTimeout(this.rest);
+    this.rest = setTimeout(() => this.draw(), 150);
   }
 
   // Drawing
 
-  draw() {
+  /** Draw all; while the plot moves, fewer points and no error bars. */
+  draw(moving = false) {
     const { app } = this;
     if (!app.points) return;
     this.measure();
@@ -970,8 +982,8 @@ class Scatter extends Plot {
     this.under.replaceChildren(clip, ...this.axes(xTitle, yTitle, { logX, logY, divX, divY }), ...this.limits(), ...this.fronts());
     for (const group of [this.points, this.over, this.marked]) group.setAttribute("clip-path", "url(#scatter-clip)");
     this.place();
-    this.drawPoints();
-    this.over.replaceChildren(...this.errorBars(), ...this.controls(), ...this.bestMarks());
+    this.drawPoints(moving);
+    this.over.replaceChildren(...(moving ? [] : this.errorBars()), ...this.controls(), ...this.bestMarks());
     this.marks();
     this.host.dataset.drawn = String(this.drawnTrials);
     this.host.dataset.ready = String(++this.serial);
@@ -1005,46 +1017,72 @@ class Scatter extends Plot {
     return { d, colour: tint, alpha: point.front ? 1 : 0.5, size: point.front ? 1.15 : 0.8 };
   }
 
-  drawPoints() {
+  /** Work out how each trial looks; on a canvas where they are many, the front always as elements. */
+  rebuild() {
     const { app } = this;
     const trials = app.points.filter((p) => p.kind === KIND.trial);
     const thick = trials.length > MOST_ELEMENTS;
     const order = (p) => (p.front ? 2 : p.feasible ? 1 : 0);
     const dim = app.brushed ? new Set(app.brushed) : null;
-    const drawn = trials.filter((p) => !thick || p.front).sort((a, b) => order(a) - order(b));
     const card = app.theme("card");
-    this.points.replaceChildren(...drawn.map((p) => {
-      const { d, colour, alpha, size } = this.look(p);
-      return shape("path", { class: `trial${p.front ? " on-front" : ""}${p.feasible ? "" : " infeasible"}`, d, fill: colour, "fill-opacity": dim && !dim.has(p) ? alpha * 0.25 : alpha, stroke: p.front ? card : "none", "stroke-width": 1,
-        transform: `translate(${p.sx.toFixed(1)},${p.sy.toFixed(1)}) scale(${size})`, "data-number": p.run.columns.number[p.index] });
-    }));
     const ratio = window.devicePixelRatio || 1;
+    const sorted = trials.sort((a, b) => order(a) - order(b));
+    const looks = sorted.map((p) => {
+      const look = this.look(p);
+      if (dim && !dim.has(p)) look.alpha *= 0.25;
+      return look;
+    });
+    this.nodes = [];
+    this.cloud = [];
+    sorted.forEach((p, i) => {
+      const { d, colour, alpha, size } = looks[i];
+      if (thick && !p.front) return void this.cloud.push([p, this.sprite(looks[i], ratio)]);
+      const node = shape("path", { class: `trial${p.front ? " on-front" : ""}${p.feasible ? "" : " infeasible"}`, d, fill: colour, "fill-opacity": alpha, stroke: p.front ? card : "none", "stroke-width": 1, "data-number": p.run.columns.number[p.index] });
+      this.nodes.push([p, node, ` scale(${size})`]);
+    });
+    this.points.replaceChildren(...this.nodes.map(([, node]) => node));
+    this.ratio = ratio;
+    this.built = app.version;
+    if (thick) this.shuffle();
+  }
+
+  /** Mix the cloud, so that every nth of it is a fair picture of all. */
+  shuffle() {
+    let seed = 1;
+    for (let i = this.cloud.length - 1; i > 0; i--) {
+      seed = (seed * 48271) % 2147483647;
+      const j = seed % (i + 1);
+      [this.cloud[i], this.cloud[j]] = [this.cloud[j], this.cloud[i]];
+    }
+  }
+
+  drawPoints(moving) {
+    if (this.built !== this.app.version || this.ratio !== (window.devicePixelRatio || 1)) this.rebuild();
+    for (const [p, node, scale] of this.nodes) node.setAttribute("transform", `translate(${p.sx.toFixed(1)},${p.sy.toFixed(1)})${scale}`);
+    const { ratio, cloud } = this;
     const [w, h] = [Math.round(this.width * ratio), Math.round(this.height * ratio)];
     if (this.canvas.width !== w || this.canvas.height !== h) [this.canvas.width, this.canvas.height] = [w, h];
     const context = this.canvas.getContext("2d");
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, w, h);
-    this.drawnTrials = drawn.length;
-    if (!thick) return;
+    this.drawnTrials = this.nodes.length + cloud.length;
+    if (!cloud.length) return;
     const { left, right, top, bottom } = this.box;
     context.save();
     context.beginPath();
     context.rect(left * ratio, top * ratio, (right - left) * ratio, (bottom - top) * ratio);
     context.clip();
-    for (const wanted of [false, true])
-      for (const p of trials) {
-        if (p.front || p.feasible !== wanted) continue;
-        this.drawnTrials++;
-        if (p.sx < left - 5 || p.sx > right + 5 || p.sy < top - 5 || p.sy > bottom + 5) continue;
-        const look = this.look(p);
-        const sprite = this.sprite(look, dim && !dim.has(p) ? look.alpha * 0.25 : look.alpha, ratio);
-        context.drawImage(sprite, Math.round(p.sx * ratio - sprite.width / 2), Math.round(p.sy * ratio - sprite.height / 2));
-      }
+    const most = moving ? Math.min(cloud.length, MOST_MOVING) : cloud.length;
+    for (let i = 0; i < most; i++) {
+      const [p, sprite] = cloud[i];
+      if (p.sx < left - 5 || p.sx > right + 5 || p.sy < top - 5 || p.sy > bottom + 5) continue;
+      context.drawImage(sprite, Math.round(p.sx * ratio - sprite.width / 2), Math.round(p.sy * ratio - sprite.height / 2));
+    }
     context.restore();
   }
 
   /** A small picture of a point, drawn once and stamped often. */
-  sprite({ d, colour, size }, alpha, ratio) {
+  sprite({ d, colour, size, alpha }, ratio) {
     const key = `${d}|${colour}|${alpha}|${size}|${ratio}`;
     let sprite = this.sprites.get(key);
     if (!sprite) {
@@ -1149,7 +1187,7 @@ class Scatter extends Plot {
       const several = app.shown.length > 1;
       const colour = several ? app.style(p.run).colour : ink;
       if (p.kind === KIND.final) {
-        const origin = app.points.find((o) => o.run === p.run && o.kind === KIND.trial && o.run.columns.number[o.index] === p.run.columns.number[p.index]);
+        const origin = app.where(p.run, p.run.byNumber.get(p.run.columns.number[p.index]));
         if (origin) nodes.push(shape("path", { class: "error", d: `M${origin.sx},${origin.sy}L${p.sx},${p.sy}`, stroke: colour, "stroke-dasharray": "2 2" }));
         nodes.push(shape("path", { class: "final", d: "M-5,0H5M0,-5V5", transform: `translate(${p.sx},${p.sy})`, stroke: colour, "stroke-width": 2 }));
         continue;
@@ -1167,14 +1205,14 @@ class Scatter extends Plot {
 
   bestMarks() {
     const { app } = this;
-    return app.points.filter((p) => app.best.get(p.run) === p.index).map((p) => shape("circle", { class: "best", cx: p.sx, cy: p.sy, r: 8.5, fill: "none", stroke: app.style(p.run).colour, "stroke-width": 2 }));
+    return app.shown.map((run) => app.where(run, app.best.get(run))).filter(Boolean).map((p) => shape("circle", { class: "best", cx: p.sx, cy: p.sy, r: 8.5, fill: "none", stroke: app.style(p.run).colour, "stroke-width": 2 }));
   }
 
   /** Rings around what is hovered, selected and pinned. */
   marks() {
     const { app } = this;
     if (!app.points) return;
-    const find = (where) => where && app.points.find((p) => p.run === where.run && p.index === where.index);
+    const find = (where) => where && app.where(where.run, where.index);
     const nodes = [];
     for (const [where, kind] of [[app.pinned, "pin"], [app.selected, "chosen"], [this.hovered, "hovered"]]) {
       const p = find(where);
@@ -1254,7 +1292,7 @@ class Scatter extends Plot {
       const inside = (v, a, b) => v >= Math.min(a, b) && v <= Math.max(a, b);
       const found = this.app.points.filter((p) => p.kind === KIND.trial && inside(p.sx, drag.x0, x) && inside(p.sy, drag.y0, y));
       this.app.brushed = found.length ? found : null;
-      this.app.draw();
+      this.app.changed();
     }
     this.marks();
   }
@@ -1293,7 +1331,7 @@ class Scatter extends Plot {
     else if (event.key === "Escape") {
       app.brushed = null;
       this.cancel();
-      app.draw();
+      app.changed();
     } else return;
     event.preventDefault();
   }

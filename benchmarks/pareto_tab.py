@@ -1,0 +1,168 @@
+"""The Pareto tab under load: 20,000 trials over 20 runs, in a real TensorBoard and a headless Chromium.
+
+    python benchmarks/pareto_tab.py [--quick] [--json FILE]
+
+Needs Chromium on the PATH and `pip install playwright`. The runs are synthetic, of the size that a search writes. Figures:
+seconds from opening the tab to all points drawn, median and 95th percentile milliseconds of a frame while panning and
+zooming, the server's memory beyond a TensorBoard without the plug-in, and bytes read from disk by polls.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "search" / "report"))
+
+SERVER = """
+import sys, time
+from tensorboard import default, program
+plugins = default.get_static_plugins()
+if sys.argv[2] == "with":
+    from tightrope.search.report.plugin import ParetoPlugin
+    plugins.append(ParetoPlugin)
+board = program.TensorBoard(plugins=plugins)
+board.configure(argv=["tensorboard", "--logdir", sys.argv[1], "--port", "0", "--host", "127.0.0.1", "--load_fast", "false"])
+print(board.launch(), flush=True)
+time.sleep(3600)
+"""
+FRAMES = """async (steps) => {
+    const host = document.querySelector('.scatter');
+    const box = host.getBoundingClientRect();
+    const at = (type, x, y, more) => host.dispatchEvent(new (type === 'wheel' ? WheelEvent : PointerEvent)(type,
+        {clientX: box.x + x, clientY: box.y + y, pointerId: 1, button: 0, bubbles: true, cancelable: true, ...more}));
+    const frame = () => new Promise((done) => requestAnimationFrame(done));
+    const times = [];
+    host.setPointerCapture = () => {};
+    at('pointerdown', 300, 200);
+    for (let i = 0; i < 2 * steps; i++) {
+        const start = performance.now();
+        if (i < steps) at('pointermove', 300 + 4 * i, 200 + 2 * (i % 20));
+        else at('wheel', 320, 180, {ctrlKey: true, deltaY: i % 20 < 10 ? -20 : 20});
+        if (i === steps - 1) at('pointerup', 300 + 4 * i, 200);
+        await frame();
+        await frame();
+        times.push((performance.now() - start) / 2);
+    }
+    return times.sort((a, b) => a - b);
+}"""
+
+
+@contextmanager
+def served(logdir: Path, which: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A TensorBoard in a process of its own."""
+    process = subprocess.Popen([sys.executable, "-c", SERVER, str(logdir), which], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process, process.stdout.readline().strip()
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def field(pid: int, file: str, name: str) -> int:
+    """A number of `/proc`."""
+    for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1])
+    raise LookupError(name)
+
+
+def open_tab(play: Any, address: str) -> tuple[Any, Any, float, int]:
+    """Browser, frame, seconds from the click on the tab to all points drawn, and how many."""
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
+    browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=flags.split())
+    page = browser.new_page(viewport={"width": 1440, "height": 1000})
+    page.goto(f"{address}#timeseries")
+    page.wait_for_selector("text=/pareto/i", timeout=60_000)
+    page.wait_for_timeout(2000)
+    start = time.monotonic()
+    page.click("text=/pareto/i")
+    page.wait_for_selector("iframe[src*=plugin_entry]", timeout=30_000)
+    frame = page.query_selector("iframe[src*=plugin_entry]").content_frame()
+    frame.wait_for_function("() => document.querySelector('.scatter[data-drawn]')", timeout=60_000, polling=20)
+    first = time.monotonic() - start
+    last, drawn = first, 0
+    while time.monotonic() - start < last + 2:
+        now = int(frame.get_attribute(".scatter", "data-drawn"))
+        if now != drawn:
+            drawn, last = now, time.monotonic() - start
+        page.wait_for_timeout(20)
+    return browser, frame, last, drawn
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the trials")
+    arguments = parser.parse_args()
+    import sample_runs
+    from playwright.sync_api import sync_playwright
+
+    from tightrope.search.report import runs as reader
+
+    each = 100 if arguments.quick else 1000
+    found: list[dict[str, Any]] = []
+
+    def tell(name: str, value: float, unit: str) -> None:
+        found.append({"name": name, "value": round(value, 4), "unit": unit})
+        print(f"{name:32} {value:10.3f} {unit}")
+
+    with tempfile.TemporaryDirectory() as folder:
+        logdir = Path(folder)
+        net = sample_runs.network(5)
+        made = [list(sample_runs.lines(net, name="", trials=min(each, 250), agent="tpe", seed=seed)) for seed in range(4)]
+        for i in range(20):  # a few searches, written out again and again under other numbers
+            run, (study, *rest) = logdir / f"run-{i:02}", made[i % 4]
+            run.mkdir()
+            (run / "network.json").write_text(json.dumps(net.to_json()))
+            trials = [line for line in rest if line["kind"] == "trial"]
+            written = [{**trials[k % len(trials)], "number": k} for k in range(each)]
+            for k, line in enumerate(written):
+                line["cost"] = {**line["cost"], "latency_ms": line["cost"]["latency_ms"] * (1 + 0.02 * ((k * 7919 + i) % 13) / 13)}
+            (run / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (study, *written)))
+        tell("trials", 20 * each, "")
+        tell("journal_bytes", sum(p.stat().st_size for p in logdir.rglob("trials.jsonl")), "B")
+        with sync_playwright() as play:
+            with served(logdir, "without") as (process, address):
+                page = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--headless", "--no-sandbox", "--disable-gpu"]).new_page()
+                page.goto(address)
+                page.wait_for_timeout(3000)
+                without = field(process.pid, "status", "VmHWM")
+            with served(logdir, "with") as (process, address):
+                browser, frame, seconds, drawn = open_tab(play, address)
+                tell("first_drawing", seconds, "s")
+                tell("points_drawn", drawn, "")
+                times = frame.evaluate(FRAMES, 40)
+                tell("frame_median", times[len(times) // 2], "ms")
+                tell("frame_95th", times[int(len(times) * 0.95)], "ms")
+                tell("server_memory_beyond", (field(process.pid, "status", "VmHWM") - without) / 1024, "MiB")
+                before = field(process.pid, "io", "rchar")
+                frame.page.wait_for_timeout(6500)
+                idle = field(process.pid, "io", "rchar") - before
+                browser.close()
+        tell("bytes_read_by_idle_polls", idle, "B")
+        # Only new lines: what the reader takes from the file when ten are added.
+        run = reader.open_run(logdir / "run-00")
+        lines = (logdir / "run-00" / "trials.jsonl").read_bytes().splitlines(keepends=True)[-10:]
+        with (logdir / "run-00" / "trials.jsonl").open("ab") as file:
+            file.writelines(lines)
+        before = field(os.getpid(), "io", "rchar")
+        run.refresh()
+        tell("bytes_read_for_ten_lines", field(os.getpid(), "io", "rchar") - before, "B")
+        tell("bytes_of_ten_lines", sum(map(len, lines)), "B")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
