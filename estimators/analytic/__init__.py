@@ -10,6 +10,11 @@ from tightrope.spaces.fields import nearest
 
 _MODELS = {
     "bitfusion": "tightrope.estimators.analytic.bitfusion:BitFusion",
+    "bitserial": "tightrope.estimators.analytic.bitserial:BitSerial",
+    "systolic": "tightrope.estimators.analytic.systolic:Systolic",
+    "spatial": "tightrope.estimators.analytic.spatial:Spatial",
+    "roofline": "tightrope.estimators.analytic.roofline:Roofline",
+    "microcontroller": "tightrope.estimators.analytic.mcu:Microcontroller",
 }
 
 
