@@ -77,10 +77,15 @@ def field(pid: int, file: str, name: str) -> int:
     raise LookupError(name)
 
 
+def launch(play: Any) -> Any:
+    """A headless Chromium."""
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
+    return play.chromium.launch(executable_path=shutil.which("chromium"), args=flags.split())
+
+
 def open_tab(play: Any, address: str) -> tuple[Any, Any, float, int]:
     """Browser, frame, seconds from the click on the tab to all points drawn, and how many."""
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
-    browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=flags.split())
+    browser = launch(play)
     page = browser.new_page(viewport={"width": 1440, "height": 1000})
     page.goto(f"{address}#timeseries")
     page.wait_for_selector("text=/pareto/i", timeout=60_000)
@@ -134,9 +139,11 @@ def main() -> None:
         tell("journal_bytes", sum(p.stat().st_size for p in logdir.rglob("trials.jsonl")), "B")
         with sync_playwright() as play:
             with served(logdir, "without") as (process, address):
-                page = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--headless", "--no-sandbox", "--disable-gpu"]).new_page()
+                browser = launch(play)
+                page = browser.new_page()
                 page.goto(address)
                 page.wait_for_timeout(3000)
+                browser.close()
                 without = field(process.pid, "status", "VmHWM")
             with served(logdir, "with") as (process, address):
                 browser, frame, seconds, drawn = open_tab(play, address)

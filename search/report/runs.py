@@ -114,7 +114,7 @@ class Run:
                 record = json.loads(line) if line.strip() else None
                 if record is not None:
                     self._keep(record, at)
-            except (ValueError, RecursionError, AttributeError, TypeError):
+            except (ValueError, LookupError, RecursionError, AttributeError, TypeError):
                 self.bad_lines += 1
             at += len(line)
         self.end = at
@@ -208,8 +208,8 @@ class Run:
             file.seek(self._starts[index])
             line = file.readline()
         try:
-            value = json.loads(line)
-        except ValueError:
+            value = json.loads(line, parse_constant=lambda _: None)  # a browser reads no NaN
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             raise RunError(f"the journal of run {self.name!r} has changed under its reader; reload")
