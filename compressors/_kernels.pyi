@@ -8,6 +8,44 @@ def unpack_bits(packed: NDArray[np.uint8], bits: int, codes: NDArray[np.uint8]) 
 def clip_scales(
     weight: NDArray[np.float32], bits: NDArray[np.int64], ratios: int, scales: NDArray[np.float32], isa: str = ""
 ) -> bool: ...
-def encode(
-    weight: NDArray[np.float32], scales: NDArray[np.float32], bits: int, codes: NDArray[np.int8], isa: str = ""
+def encode(weight: NDArray[np.float32], scales: NDArray[np.float32], bits: int, codes: NDArray[np.int8], isa: str = "") -> None: ...
+def linear_bytes(n: int, k: int, bits: int, group: int) -> int: ...
+def pack_linear(
+    codes: NDArray[np.uint8],
+    scales: NDArray[np.float32],
+    zeros: NDArray[np.uint8],
+    bits: int,
+    group: int,
+    packed: NDArray[np.uint8],
 ) -> None: ...
+def unpack_linear(
+    packed: NDArray[np.uint8],
+    bits: int,
+    group: int,
+    codes: NDArray[np.uint8],
+    scales: NDArray[np.float32],
+    zeros: NDArray[np.uint8],
+) -> None: ...
+def linear(
+    x: int,
+    x_is_codes: bool,
+    x_scale: float,
+    x_zero: int,
+    packed: int,
+    packed_size: int,
+    bias: int,
+    activation: int,
+    y: int,
+    y_is_codes: bool,
+    y_scale: float,
+    y_zero: int,
+    m: int,
+    n: int,
+    k: int,
+    bits: int,
+    group: int,
+    threads: int,
+    isa: str,
+    /,
+) -> None: ...
+def dot_peak(rounds: int, isa: str = "") -> float: ...

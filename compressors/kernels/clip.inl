@@ -7,7 +7,7 @@ constexpr int kLanes = Isa::kLanes;
 using F = Isa::F;  // kLanes floats
 using I = Isa::I;  // kLanes int32
 
-inline F splat(float value) noexcept { return F{} + value; }
+inline F splat(float value) noexcept { return Isa::splat(value); }
 
 inline F load(const float* p) noexcept {
   F v;

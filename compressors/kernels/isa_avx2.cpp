@@ -1,8 +1,11 @@
 // AVX2 with FMA.
 #include <immintrin.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "kernels.h"
 
@@ -12,17 +15,45 @@ namespace {
 struct Isa {
   static constexpr int kLanes = 8;
   using F = __m256;
-  using I = __m256i;
+  typedef std::int32_t I __attribute__((vector_size(32)));
+  typedef std::uint32_t U __attribute__((vector_size(32)));
+  static constexpr std::size_t kRows = 4, kTiles = 1;  // 8 sums, 2 weights, the rest temporaries: 16 registers
+  static constexpr bool kByteCodes = false;  // dot takes codes of all eight bits, whatever Bits says
+  static constexpr int code_class(int bits) noexcept { return bits == 8 ? 8 : 7; }
+  static F splat(float v) noexcept { return _mm256_set1_ps(v); }
   static F abs(F v) noexcept { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
   static F min(F a, F b) noexcept { return _mm256_min_ps(a, b); }
+  static F max(F a, F b) noexcept { return _mm256_max_ps(a, b); }
+  static F fma(F a, F b, F c) noexcept { return _mm256_fmadd_ps(a, b, c); }
+  static F fnma(F a, F b, F c) noexcept { return _mm256_fnmadd_ps(a, b, c); }
+  static F where_negative(F x, F yes, F no) noexcept { return _mm256_blendv_ps(no, yes, x); }
+  static F bytes_as_float(const std::uint8_t* p) noexcept {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static void opaque(I& v) noexcept { asm volatile("" : "+x"(v)); }  // a value the compiler cannot foresee
+  static void prefetch(const void* p) noexcept { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  // Pairs of products are summed in 16 bits, which codes of 7 bits cannot overflow: 2 * 127 * 128 < 2^15. The top bit of
+  // an 8-bit code goes its own way and is worth 128 at the end.
+  template <int Bits>
+  static I dot(I sum, U codes, I a) noexcept {
+    const __m256i x = reinterpret_cast<__m256i>(a), one = _mm256_set1_epi16(1);
+    __m256i w = reinterpret_cast<__m256i>(codes), total = reinterpret_cast<__m256i>(sum);
+    if constexpr (Bits == 8) {
+      const __m256i top = _mm256_and_si256(_mm256_srli_epi16(w, 7), _mm256_set1_epi8(1));
+      total = _mm256_add_epi32(total, _mm256_madd_epi16(_mm256_maddubs_epi16(top, x), _mm256_set1_epi16(128)));
+      w = _mm256_and_si256(w, _mm256_set1_epi8(0x7f));
+    }
+    return reinterpret_cast<I>(_mm256_add_epi32(total, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), one)));
+  }
 };
 
 #include "clip.inl"
+#include "linear.inl"
 
 }  // namespace
 
 const Kernels& avx2_kernels() noexcept {
-  static constexpr Kernels table{"avx2", abs_max, clip_scale, encode};
+  static constexpr Kernels table{"avx2", abs_max, clip_scale, encode, quantize_row, linear_part, dot_peak};
   return table;
 }
 

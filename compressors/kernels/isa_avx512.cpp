@@ -1,8 +1,11 @@
 // AVX-512 with VNNI.
 #include <immintrin.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "kernels.h"
 
@@ -12,17 +15,38 @@ namespace {
 struct Isa {
   static constexpr int kLanes = 16;
   using F = __m512;
-  using I = __m512i;
+  typedef std::int32_t I __attribute__((vector_size(64)));
+  typedef std::uint32_t U __attribute__((vector_size(64)));
+  static constexpr std::size_t kRows = 6, kTiles = 4;  // 24 sums, 4 weights: 28 of 32 registers
+  static constexpr bool kByteCodes = true;  // dot takes codes of all eight bits, whatever Bits says
+  static constexpr int code_class(int) noexcept { return 8; }
+  static F splat(float v) noexcept { return _mm512_set1_ps(v); }
   static F abs(F v) noexcept { return _mm512_abs_ps(v); }
   static F min(F a, F b) noexcept { return _mm512_min_ps(a, b); }
+  static F max(F a, F b) noexcept { return _mm512_max_ps(a, b); }
+  static F fma(F a, F b, F c) noexcept { return _mm512_fmadd_ps(a, b, c); }
+  static F fnma(F a, F b, F c) noexcept { return _mm512_fnmadd_ps(a, b, c); }
+  static F where_negative(F x, F yes, F no) noexcept {
+    return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x)), no, yes);
+  }
+  static F bytes_as_float(const std::uint8_t* p) noexcept {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  static void opaque(I& v) noexcept { asm volatile("" : "+v"(v)); }  // a value the compiler cannot foresee
+  static void prefetch(const void* p) noexcept { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  template <int Bits>
+  static I dot(I sum, U codes, I a) noexcept {
+    return reinterpret_cast<I>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(codes), reinterpret_cast<__m512i>(a)));
+  }
 };
 
 #include "clip.inl"
+#include "linear.inl"
 
 }  // namespace
 
 const Kernels& avx512_kernels() noexcept {
-  static constexpr Kernels table{"avx512", abs_max, clip_scale, encode};
+  static constexpr Kernels table{"avx512", abs_max, clip_scale, encode, quantize_row, linear_part, dot_peak};
   return table;
 }
 

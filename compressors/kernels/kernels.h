@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "linear.h"
+
 namespace tightrope {
 
 // Packs `n` codes of `bits` bits (2..8) as one little-endian bit stream, low bits first: bit j of code i is bit
@@ -17,6 +19,8 @@ constexpr std::size_t packed_bytes(std::size_t n, int bits) noexcept {
 
 // Below this magnitude a channel counts as all zeros: no scale derived from it, nor a reciprocal, leaves normal range.
 constexpr float kZeroChannel = 0x1p-100f;
+
+constexpr std::size_t kRowBlock = 128;  // rows that share one unpacking of a linear's weights
 
 // What is compiled once for each instruction set.
 struct Kernels {
@@ -31,6 +35,14 @@ struct Kernels {
 
   // codes = clamp(round_half_even(w / scale), -levels, levels).
   void (*encode)(const float* w, std::size_t n, float scale, int levels, std::int8_t* codes) noexcept;
+
+  // One row of a linear's input, and rows [row0, row1) x tiles [tile0, tile1) of its output; at most kRowBlock rows.
+  void (*quantize_row)(const Linear& call, std::size_t row, const QuantizedRows& out) noexcept;
+  void (*linear_part)(const Linear& call, const QuantizedRows& rows, std::size_t row0, std::size_t row1,
+                      std::size_t tile0, std::size_t tile1) noexcept;
+
+  // Multiply-accumulates on registers alone, to learn the peak: returns the operations done, 2 a multiply-accumulate.
+  double (*dot_peak)(std::size_t rounds, std::int32_t* sink) noexcept;
 };
 
 const Kernels& portable_kernels() noexcept;

@@ -79,6 +79,65 @@ void encode(Array<const float, Matrix> weight, Array<const float, Flat> scales, 
     k.encode(weight.data() + c * n, n, scales.data()[c], (1 << (bits - 1)) - 1, codes.data() + c * n);
 }
 
+Layout layout(std::size_t n, std::size_t k, int bits, std::size_t group) {
+  require_bits(bits);
+  require(n >= 1 && k >= 1 && n < (std::size_t{1} << 31) && k < (std::size_t{1} << 31), "n and k must lie in [1, 2^31)");
+  require(group % kChunk == 0 && group <= kWholeRow, "group must be 0 (the whole row) or a multiple of 32 up to 256");
+  return {n, k, bits, group};
+}
+
+void pack_linear(Array<const std::uint8_t, Matrix> codes, Array<const float, Matrix> scales,
+                 Array<const std::uint8_t, Matrix> zeros, int bits, std::size_t group, Array<std::uint8_t, Flat> packed) {
+  const Layout w = layout(codes.shape(0), codes.shape(1), bits, group);
+  require(scales.shape(0) == w.n && scales.shape(1) == w.groups(), "scales must be [n, groups]");
+  require(zeros.shape(0) == w.n && zeros.shape(1) == w.groups(), "zeros must be [n, groups]");
+  require(packed.size() == w.bytes(), "packed must hold linear_bytes(n, k, bits, group) bytes");
+  nb::gil_scoped_release release;
+  pack_tiles(w, codes.data(), scales.data(), zeros.data(), packed.data());
+}
+
+void unpack_linear(Array<const std::uint8_t, Flat> packed, int bits, std::size_t group, Array<std::uint8_t, Matrix> codes,
+                   Array<float, Matrix> scales, Array<std::uint8_t, Matrix> zeros) {
+  const Layout w = layout(codes.shape(0), codes.shape(1), bits, group);
+  require(scales.shape(0) == w.n && scales.shape(1) == w.groups(), "scales must be [n, groups]");
+  require(zeros.shape(0) == w.n && zeros.shape(1) == w.groups(), "zeros must be [n, groups]");
+  require(packed.size() == w.bytes(), "packed must hold linear_bytes(n, k, bits, group) bytes");
+  nb::gil_scoped_release release;
+  unpack_tiles(w, packed.data(), codes.data(), scales.data(), zeros.data());
+}
+
+// Addresses, not arrays: handing five arrays over costs more than a small layer takes. The caller vouches for the
+// addresses, their element types and contiguity; sizes of what is packed are checked here.
+void run_linear(std::uintptr_t x, bool x_is_codes, float x_scale, int x_zero, std::uintptr_t packed,
+                std::size_t packed_size, std::uintptr_t bias, int activation, std::uintptr_t y, bool y_is_codes,
+                float y_scale, int y_zero, std::size_t m, std::size_t n, std::size_t k, int bits, std::size_t group,
+                int threads, const std::string& isa) {
+  const Layout w = layout(n, k, bits, group);
+  require(packed_size == w.bytes(), "packed must hold exactly the bytes of an n x k weight at these bits and group");
+  require(std::isfinite(x_scale) && (x_scale == 0.0f || x_scale > 1e-30f), "x_scale must be 0 (per row) or in (1e-30, inf)");
+  require(!x_is_codes || x_scale > 0.0f, "x_scale must be given where x is uint8");
+  require(!y_is_codes || (std::isfinite(y_scale) && y_scale > 1e-30f), "y_scale must lie in (1e-30, inf)");
+  require(x_zero >= 0 && x_zero <= 255 && y_zero >= 0 && y_zero <= 255, "x_zero and y_zero must lie in [0, 255]");
+  require(activation >= 0 && activation <= 2, "activation must be none, relu or gelu");
+  const Linear call{w, reinterpret_cast<const std::uint8_t*>(packed), reinterpret_cast<const float*>(bias),
+                    static_cast<Activation>(activation), m,
+                    x_is_codes ? nullptr : reinterpret_cast<const float*>(x),
+                    x_is_codes ? reinterpret_cast<const std::uint8_t*>(x) : nullptr, x_scale, x_zero,
+                    y_is_codes ? nullptr : reinterpret_cast<float*>(y),
+                    y_is_codes ? reinterpret_cast<std::uint8_t*>(y) : nullptr, y_scale, y_zero};
+  const Kernels& k_ = table(isa);
+  nb::gil_scoped_release release;
+  linear(k_, call, threads);
+}
+
+double dot_peak(std::size_t rounds, const std::string& isa) {
+  const Kernels& k = table(isa);
+  std::int32_t sink = 0;
+  nb::gil_scoped_release release;
+  const double operations = k.dot_peak(rounds, &sink);
+  return sink == 1 ? operations : operations + 0 * sink;
+}
+
 }  // namespace
 
 NB_MODULE(_kernels, m) {
@@ -90,4 +149,12 @@ NB_MODULE(_kernels, m) {
         nb::arg("scales").noconvert(), nb::arg("isa") = "");
   m.def("encode", encode, nb::arg("weight").noconvert(), nb::arg("scales").noconvert(), nb::arg("bits"),
         nb::arg("codes").noconvert(), nb::arg("isa") = "");
+  m.def("linear_bytes", [](std::size_t n, std::size_t k, int bits, std::size_t group) { return layout(n, k, bits, group).bytes(); },
+        nb::arg("n"), nb::arg("k"), nb::arg("bits"), nb::arg("group"));
+  m.def("pack_linear", pack_linear, nb::arg("codes").noconvert(), nb::arg("scales").noconvert(),
+        nb::arg("zeros").noconvert(), nb::arg("bits"), nb::arg("group"), nb::arg("packed").noconvert());
+  m.def("unpack_linear", unpack_linear, nb::arg("packed").noconvert(), nb::arg("bits"), nb::arg("group"),
+        nb::arg("codes").noconvert(), nb::arg("scales").noconvert(), nb::arg("zeros").noconvert());
+  m.def("linear", run_linear);
+  m.def("dot_peak", dot_peak, nb::arg("rounds"), nb::arg("isa") = "");
 }

@@ -1,0 +1,88 @@
+// Linear layers with weights of 2 to 8 bits and 8-bit activations.
+//
+// Weights are kept as *tiles* of 16 output channels, one record a tile, all records of one size:
+//
+//   sums    16 float           the sum over k of the real weights (scale * (code - zero)) of each channel
+//   scales  groups x 16 float
+//   zeros   groups x 16 uint8  zero points, in codes; padded to 64 bytes
+//   codes   chunks x 64 * bits bytes
+//
+// A chunk is 16 channels by 32 inputs: eight *quads* of 64 bytes (4 inputs of 16 channels, byte 4 * channel + input),
+// cut into bit planes of 8, 4, 2 and 1 bits as the binary digits of `bits` say, the widest plane in the low bits of a
+// code. A plane of w bits has w vectors of 64 bytes; quad j lies in vector j % w at bit w * (j / w) of each byte. So a
+// code is had by shift and mask, and takes exactly `bits` bits. Channels are padded to 16 and inputs to 32 with code 0.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace tightrope {
+
+constexpr std::size_t kTile = 16;
+constexpr std::size_t kChunk = 32;
+constexpr std::size_t kWholeRow = 256;  // inputs between two float accumulations where a group is the whole row
+
+enum class Activation { none, relu, gelu };
+
+// What a packed weight is: `n` channels by `k` inputs in groups of `group` inputs (a multiple of 32 up to 256) that
+// share scale and zero point; 0: one group a channel.
+struct Layout {
+  std::size_t n, k;
+  int bits;
+  std::size_t group;
+
+  constexpr std::size_t tiles() const noexcept { return (n + kTile - 1) / kTile; }
+  constexpr std::size_t chunks() const noexcept { return (k + kChunk - 1) / kChunk; }
+  constexpr std::size_t groups() const noexcept { return group == 0 ? 1 : (k + group - 1) / group; }
+  // Inputs are summed as integers over a segment: a group, or a piece of a whole row.
+  constexpr std::size_t segment() const noexcept { return group == 0 ? kWholeRow : group; }
+  constexpr std::size_t segments() const noexcept { return (k + segment() - 1) / segment(); }
+  constexpr std::size_t chunk_bytes() const noexcept { return 64 * static_cast<std::size_t>(bits); }
+  constexpr std::size_t zeros_offset() const noexcept { return 64 * (1 + groups()); }
+  constexpr std::size_t codes_offset() const noexcept { return zeros_offset() + (groups() * kTile + 63) / 64 * 64; }
+  constexpr std::size_t tile_bytes() const noexcept { return codes_offset() + chunks() * chunk_bytes(); }
+  constexpr std::size_t bytes() const noexcept { return tiles() * tile_bytes(); }
+};
+
+// Codes, scales and zero points (`n x k`, `n x groups`, `n x groups`, row-major) to tiles and back.
+void pack_tiles(const Layout& w, const std::uint8_t* codes, const float* scales, const std::uint8_t* zeros,
+                std::uint8_t* packed) noexcept;
+void unpack_tiles(const Layout& w, const std::uint8_t* packed, std::uint8_t* codes, float* scales,
+                  std::uint8_t* zeros) noexcept;
+
+// One call: y = activation(x W' + bias), `m` rows.
+struct Linear {
+  Layout w;
+  const std::uint8_t* packed;
+  const float* bias;  // n floats, or nullptr
+  Activation activation;
+  std::size_t m;
+  // Input, `m x k` row-major: uint8 codes, value x_scale * (code - x_zero); or floats, quantised so where x_scale > 0,
+  // and per row to int8 by the row's largest magnitude where x_scale is 0. A row with a NaN (per row: or an infinity)
+  // gives a row of NaN.
+  const float* x;
+  const std::uint8_t* x_codes;
+  float x_scale;
+  int x_zero;
+  // Output, `m x n` row-major: floats, or uint8 clamp(round(y / y_scale) + y_zero), NaN as 0.
+  float* y;
+  std::uint8_t* y_codes;
+  float y_scale;
+  int y_zero;
+};
+
+// Quantised input: signed codes, `m` rows of `stride` bytes padded with zeros, the value of a code in each row, and
+// the sum of the codes of every row and segment as a float (it is below 2^24, so exact).
+struct QuantizedRows {
+  std::int8_t* codes;
+  std::size_t stride;
+  float* scales;
+  float* sums;
+};
+
+struct Kernels;
+
+// Runs on up to `threads` threads; small calls stay on the caller's. Throws std::bad_alloc.
+void linear(const Kernels& isa, const Linear& call, int threads);
+
+}  // namespace tightrope
