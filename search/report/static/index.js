@@ -134,10 +134,17 @@ class Served {
   }
 }
 
-/** Reads from the JSON that a page carries with it. */
+function decode(base64) {
+  return Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+}
+
+/** Reads from what a page carries with it: JSON, compressed. */
 class Embedded {
-  constructor(text) {
-    this.data = JSON.parse(text);
+  static async read(text) {
+    const stream = new Blob([decode(text.trim())]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const source = new Embedded();
+    source.data = await new Response(stream).json();
+    return source;
   }
 
   async runs() {
@@ -145,11 +152,11 @@ class Embedded {
   }
 
   async trials() {
-    return Uint8Array.from(atob(this.data.trials), (c) => c.charCodeAt(0)).buffer;
+    return decode(this.data.trials).buffer;
   }
 
   async policies(run, indices) {
-    return indices.map((index) => this.data.policies[run.id]?.[index] ?? { index, policy: null, layers: null, problem: "This page holds the policies of the front, the controls and the first trials only; the run folder has all." });
+    return indices.map((index) => this.data.policies[run.id]?.[index] ?? { index, policy: null, layers: null, problem: "This page holds the policies of the fronts, the controls and the first trials; the run folder has all." });
   }
 }
 
@@ -279,7 +286,7 @@ class App {
     this.source = source;
     this.root = root;
     this.runs = new Map();
-    this.state = { x: "latency_ms", y: "score", logX: false, logY: false, relative: false, colour: "run", errors: true, mode: "pan", heat: "weight_bits", clock: "trials" };
+    this.state = { x: "latency_ms", y: "score", logX: null, logY: null, relative: false, colour: "run", errors: true, mode: "pan", heat: "weight_bits", clock: "trials" };
     this.selected = null; // {run, index}
     this.pinned = null;
     this.brushed = null; // points of the scatter
@@ -392,9 +399,27 @@ class App {
     return this.state.relative && metric !== "score" ? value / run.whole(metric) : value;
   }
 
+  /** A score, or a standard error of one: percent with two decimals. */
+  scoreText(value) {
+    return this.percent && Number.isFinite(value) ? value.toFixed(2) : digits(value);
+  }
+
   amount(metric, value, relative = this.state.relative && metric !== "score") {
-    if (metric === "score") return `${digits(value)}${this.percent ? " %" : ""}`;
+    if (metric === "score") return `${this.scoreText(value)}${this.percent ? " %" : ""}`;
     return relative ? `${digits(value)}×` : amount(metric, value);
+  }
+
+  /** Whether an axis is logarithmic: as chosen, or where a cost spans more than a factor of four. */
+  log(axis) {
+    const chosen = this.state[axis === "x" ? "logX" : "logY"];
+    if (chosen !== null) return chosen;
+    if (this.state[axis] === "score") return false;
+    let [low, high] = [Infinity, 0];
+    for (const point of this.points) {
+      const value = axis === "x" ? point.vx : point.vy;
+      if (value > 0) [low, high] = [Math.min(low, value), Math.max(high, value)];
+    }
+    return high > 4 * low;
   }
 
   /** Points of the scatter, the front of each run, and the joint front. */
@@ -424,6 +449,7 @@ class App {
     const reference = this.reference();
     for (const run of this.shown) run.volume = reference ? area(run.front, reference) / reference.span : NaN;
     this.volume = reference ? area(this.joint, reference) / reference.span : NaN;
+    for (const axis of ["X", "Y"]) this.parts[`log${axis}`].checked = this[`log${axis}`] = this.log(axis.toLowerCase());
     this.places = new Map(this.shown.map((run) => [run, new Map()]));
     for (const point of this.points) this.places.get(point.run).set(point.index, point);
     this.best = new Map(this.shown.map((run) => [run, this.bestOf(run)]));
@@ -539,7 +565,7 @@ class App {
     for (const axis of ["y", "x"]) {
       const metric = this.state[axis];
       const error = metric === "score" ? run.value("stderr", index) : NaN;
-      lines.push(`${this.metricName(metric)} ${this.amount(metric, this.coordinate(run, metric, index))}${Number.isFinite(error) && error > 0 ? ` ± ${digits(error, 2)}` : ""}`);
+      lines.push(`${this.metricName(metric)} ${this.amount(metric, this.coordinate(run, metric, index))}${Number.isFinite(error) && error > 0 ? ` ± ${this.scoreText(error)}` : ""}`);
     }
     for (const metric of ["score", "latency_ms", "size_bytes"]) if (metric !== this.state.x && metric !== this.state.y && Number.isFinite(run.value(metric, index))) lines.push(`${this.metricName(metric)} ${this.amount(metric, run.value(metric, index), false)}`);
     if (run.columns.kind[index] === KIND.trial) lines.push(`${run.text("label", index)}${run.columns.feasible[index] === 1 ? "" : " · not within the budget"}`);
@@ -558,6 +584,7 @@ class App {
 
   set(key, value) {
     this.state[key] = value;
+    if (["x", "y", "relative"].includes(key)) this.state.logX = this.state.logY = null;
     if (["x", "y", "logX", "logY", "relative"].includes(key)) this.scatter.view = null;
     this.changed();
   }
@@ -579,10 +606,11 @@ class App {
   build() {
     const parts = (this.parts = {});
     const select = (key, options, label) => element("label", { class: "field" }, label, element("select", { id: `choose-${key}`, change: (e) => this.set(key, e.target.value) }, options.map(([value, text]) => element("option", { value, selected: this.state[key] === value }, text))));
-    const check = (key, label) => element("label", { class: "field" }, element("input", { type: "checkbox", id: `choose-${key}`, checked: this.state[key], change: (e) => this.set(key, e.target.checked) }), label);
+    const check = (key, label) => element("label", { class: "field" }, element("input", { type: "checkbox", id: `choose-${key}`, checked: this.state[key] === true, change: (e) => this.set(key, e.target.checked) }), label);
     const x = select("x", [], "x");
     const y = select("y", [], "y");
-    [parts.x, parts.y] = [x.querySelector("select"), y.querySelector("select")];
+    const [logX, logY] = [check("logX", "log x"), check("logY", "log y")];
+    [parts.x, parts.y, parts.logX, parts.logY] = [x, y, logX, logY].map((field) => field.querySelector("select, input"));
     const mode = ["pan", "select"].map((name) => element("button", { type: "button", "aria-pressed": String(name === this.state.mode), click: () => {
       this.state.mode = name;
       mode.forEach((button, i) => button.setAttribute("aria-pressed", String(["pan", "select"][i] === name)));
@@ -597,7 +625,7 @@ class App {
     parts.selection = element("section", { class: "card", hidden: true, "aria-label": "Selected trials" });
     parts.main = element("main", { class: "main", hidden: true },
       element("section", { class: "card", "aria-label": "All trials and the front" },
-        element("header", {}, element("h2", {}, "Trials and front"), x, y, check("logX", "log x"), check("logY", "log y"), check("relative", "× dense"), check("errors", "error bars"),
+        element("header", {}, element("h2", {}, "Trials and front"), x, y, logX, logY, check("relative", "× dense"), check("errors", "error bars"),
           select("colour", [["run", "run"], ["agent", "agent"], ["number", "trial number"]], "colour"),
           element("span", { class: "buttons", role: "group", "aria-label": "Dragging" }, mode),
           element("span", { class: "buttons", role: "group", "aria-label": "Zoom" }, zoom.map(([text, label, click]) => element("button", { type: "button", "aria-label": label, title: label, click }, text)))),
@@ -742,7 +770,7 @@ class App {
       if (!Number.isFinite(value)) continue;
       const whole = run.whole(metric);
       let text = this.amount(metric, value, false);
-      if (metric === "score" && Number.isFinite(run.value("stderr", index))) text += ` ± ${digits(run.value("stderr", index), 2)}`;
+      if (metric === "score" && Number.isFinite(run.value("stderr", index))) text += ` ± ${this.scoreText(run.value("stderr", index))}`;
       const cells = [text, ""];
       if (Number.isFinite(whole)) cells[1] = metric === "score" ? signed(value - whole) : `${digits(value / whole, 3)}×`;
       if (other) {
@@ -754,7 +782,7 @@ class App {
       if (metric === "latency_ms" && Number.isFinite(low) && high > low) rows.push(["  90 % interval", [`${amount(metric, low)} – ${amount(metric, high)}`, "", ...(other ? [""] : [])]]);
     }
     if (final !== undefined) {
-      rows.push(["fine-tuned: score", [`${this.amount("score", run.value("score", final))} ± ${digits(run.value("stderr", final), 2)}`, signed(run.value("score", final) - run.whole("score")), ...(other ? [""] : [])]]);
+      rows.push(["fine-tuned: score", [`${this.amount("score", run.value("score", final))} ± ${this.scoreText(run.value("stderr", final))}`, signed(run.value("score", final) - run.whole("score")), ...(other ? [""] : [])]]);
       if (Number.isFinite(run.value("ratio", final))) rows.push(["fine-tuned: measured", [`${digits(run.value("ratio_low", final), 3)} – ${digits(run.value("ratio_high", final), 3)}×`, `${digits(run.value("ratio", final), 3)}×`, ...(other ? [""] : [])]]);
     }
     const table = element("table", {}, element("thead", {}, element("tr", {}, element("th", { scope: "col" }, ""), element("th", { class: "number", scope: "col" }, "value"), element("th", { class: "number", scope: "col" }, "to dense"), other ? element("th", { class: "number", scope: "col", title: `${other.run.title(other.index)} of ${other.run.name}` }, "to the pinned") : null)),
@@ -908,7 +936,7 @@ class Scatter extends Plot {
   // View
 
   at(point) {
-    const { logX, logY } = this.app.state;
+    const { logX, logY } = this.app;
     return [logX ? Math.log10(point.vx) : point.vx, logY ? Math.log10(point.vy) : point.vy];
   }
 
@@ -969,7 +997,8 @@ class Scatter extends Plot {
       this.view = this.around(app.points);
       this.follow = true;
     }
-    const { x, y, logX, logY } = app.state;
+    const { x, y } = app.state;
+    const { logX, logY } = app;
     const scale = (metric, ends, log) => {
       if (metric === "score" || app.state.relative) return [app.metricName(metric) + (metric === "score" ? (app.percent ? " (%)" : "") : " (× dense)"), 1];
       const [unit, size] = unitFor(metric, log ? 10 ** ((ends[0] + ends[1]) / 2) : Math.max(Math.abs(ends[0]), Math.abs(ends[1])));
@@ -1135,7 +1164,7 @@ class Scatter extends Plot {
         let text = run.study.budget?.find((t) => t.startsWith({ latency_ms: "latency", energy_mj: "energy", size_bytes: "size", peak_ram_bytes: "ram", macs: "macs" }[metric] ?? "accuracy")) ?? "budget";
         if (metric === "score") value = Number.isFinite(run.study.floor ?? NaN) ? run.whole("score") + run.study.floor : NaN;
         else if (app.state.relative) value /= run.whole(metric);
-        const at = app.state[axis === "x" ? "logX" : "logY"] ? Math.log10(value) : value;
+        const at = app[axis === "x" ? "logX" : "logY"] ? Math.log10(value) : value;
         if (!Number.isFinite(at)) continue;
         const p = axis === "x" ? this.px(at) : this.py(at);
         const key = `${axis}${p.toFixed(0)}`;
@@ -1157,7 +1186,7 @@ class Scatter extends Plot {
     const line = (x1, y1, x2, y2) => nodes.push(shape("path", { class: "error", stroke: colour, d: x1 === x2 ? `M${x1},${y1}V${y2}M${x1 - 3},${y1}h6M${x1 - 3},${y2}h6` : `M${x1},${y1}H${x2}M${x1},${y1 - 3}v6M${x2},${y1 - 3}v6` }));
     for (const axis of ["x", "y"]) {
       const metric = app.state[axis];
-      const log = app.state[axis === "x" ? "logX" : "logY"];
+      const log = app[axis === "x" ? "logX" : "logY"];
       let ends = null;
       if (metric === "score" && run.value("stderr", index) > 0) ends = [-1, 1].map((s) => run.value("score", index) + s * run.value("stderr", index));
       if (metric === "latency_ms" && run.value("high_ms", index) > run.value("low_ms", index)) ends = ["low_ms", "high_ms"].map((k) => run.value(k, index) / (app.state.relative ? run.whole(metric) : 1));
@@ -1181,7 +1210,7 @@ class Scatter extends Plot {
     const { app } = this;
     const [card, ink] = [app.theme("card"), app.theme("ink")];
     const labelled = new Set();
-    const nodes = [];
+    const [nodes, texts, taken] = [[], [], []];
     for (const p of app.points) {
       if (p.kind === KIND.trial) continue;
       const several = app.shown.length > 1;
@@ -1194,13 +1223,16 @@ class Scatter extends Plot {
       }
       const name = p.run.text("label", p.index);
       nodes.push(shape("path", { class: "control", "data-name": name, d: CONTROL_SHAPES[name] ?? SHAPES[1], transform: `translate(${p.sx.toFixed(1)},${p.sy.toFixed(1)})`, fill: colour, stroke: card, "stroke-width": 1.25 }));
-      if (!labelled.has(name)) {
-        labelled.add(name);
-        const flip = p.sx > this.box.right - 60;
-        nodes.push(shape("text", { class: "halo", x: p.sx + (flip ? -10 : 10), y: p.sy + 4, "text-anchor": flip ? "end" : "start" }, name));
-      }
+      if (labelled.has(name)) continue;
+      labelled.add(name);
+      const width = 6.2 * name.length;
+      const left = p.sx + 10 + width < this.box.right ? p.sx + 10 : p.sx - 10 - width;
+      let y = p.sy + 4;
+      while (taken.some((t) => Math.abs(t.y - y) < 13 && left < t.right && t.left < left + width)) y += 13;
+      taken.push({ left, right: left + width, y });
+      texts.push(shape("text", { class: "halo label", x: left, y }, name));
     }
-    return nodes;
+    return [...nodes, ...texts];
   }
 
   bestMarks() {
@@ -1555,6 +1587,6 @@ export async function render() {
     await ready;
   }
   document.documentElement.lang = "en";
-  const app = new App(held ? new Embedded(held.textContent) : new Served(), document.body);
+  const app = new App(held ? await Embedded.read(held.textContent) : new Served(), document.body);
   await app.poll();
 }
