@@ -6,23 +6,18 @@ and tiling-search equations are those of the simulator that its authors publishe
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tightrope.estimators.analytic.block import Block, Figures, FloatArray, IntArray
 from tightrope.estimators.analytic.model import Model
 from tightrope.spaces.errors import DeviceError
 
-_BATCH = 64  # variants searched at once: enough to amortise NumPy's calls, few enough to stay in cache
+_BATCH = 256  # variants searched at once: enough to amortise the calls of NumPy, few enough for the cache
 _WEIGHTS, _INPUTS, _OUTPUTS = range(3)
-_USED_BY = {
-    "b": (_INPUTS, _OUTPUTS),
-    "h": (_INPUTS, _OUTPUTS),
-    "w": (_INPUTS, _OUTPUTS),
-    "i": (_WEIGHTS, _INPUTS),
-    "o": (_WEIGHTS, _OUTPUTS),
-}
+_LOOPS = ("io", "bhwi", "bhwo")  # the loops that weights, inputs and outputs depend on: batch, height, width, in, out
+_ORDER = "oihw"  # from the inner loop out: sums stay until they are done
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,90 +85,131 @@ class BitFusion(Model):
         return Mapping(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 
     def _search(self, block: Block, batch: int) -> Mapping:
-        unit = block.unit
-        examples, (oh, ow) = (batch * block.pixels, (1, 1)) if unit.kind == "linear" else (batch, unit.out_size)
-        in_channels, out_channels = block.inputs // block.groups, block.outputs // block.groups
+        tiles = self._tiles(block, batch)
+        loops = "hwio" if (tiles.trips["b"] == 1).all() else "bhwio"
+        orders = list(_orders(loops, same=np.array_equal(tiles.trips["h"], tiles.trips["w"])))
 
-        # Tiles: v says which variant each candidate belongs to.
+        # A tile whose least cost is above what some tile reaches in one good order cannot win.
+        reached = np.full(len(block), np.inf)
+        np.minimum.at(reached, tiles.variant, self._run(tiles, _ORDER if loops == "hwio" else "b" + _ORDER)[0])
+        tiles = tiles.keep(self._least(tiles) <= reached[tiles.variant])
+
+        best = self._run(tiles, orders[0])
+        for order in orders[1:]:
+            now = self._run(tiles, order)
+            better = (now[0] < best[0]) | ((now[0] == best[0]) & (now[-1] < best[-1]))
+            best = tuple(np.where(better, x, y) for x, y in zip(now, best, strict=True))
+        ranked = np.lexsort((best[-1], best[0], tiles.variant))
+        chosen = ranked[np.unique(tiles.variant[ranked], return_index=True)[1]]
+        return Mapping(*(x[chosen] for x in best))
+
+    def _run(self, tiles: "_Tiles", order: str) -> tuple[FloatArray, ...]:
+        """The fields of `Mapping` for each tile, with the loops in one order, from the inner one out."""
+        traffic, largest = tiles.traffic(order, self._halves)
+        reads, writes = traffic.sum(0), traffic[_OUTPUTS]
+        fill, drain = largest.sum(0), largest[_OUTPUTS]
+        stall = np.maximum(0, np.ceil((reads + writes - fill - drain) / self.interface_bits) - tiles.compute)
+        edge = np.ceil(fill / self.interface_bits) + np.ceil(drain / self.interface_bits)
+        energy = (
+            tiles.inside_pj
+            + self.weight_write_pj_per_bit * traffic[_WEIGHTS]
+            + self.input_write_pj_per_bit * traffic[_INPUTS]
+            + (self.output_read_pj_per_bit + self.output_write_pj_per_bit) * writes
+            + self.dram_pj_per_bit * (reads + writes)
+        )
+        return tiles.compute + stall + edge, tiles.compute, stall, edge, reads, writes, energy
+
+    def _least(self, tiles: "_Tiles") -> FloatArray:
+        """Cycles that a tiling takes in any order: computing and one fill and drain, or moving everything once."""
+        once = [size * np.prod([tiles.trips[x] for x in _LOOPS[i]], axis=0) for i, size in enumerate(tiles.sizes)]
+        moved = sum(once) + once[_OUTPUTS]
+        ends = tiles.sizes.sum(0) + tiles.sizes[_OUTPUTS]
+        least: FloatArray = np.maximum(moved, tiles.compute * self.interface_bits + ends) / self.interface_bits
+        return least
+
+    @property
+    def _halves(self) -> tuple[float, float, float]:
+        """Bits of half of each buffer, which is what a tile may fill."""
+        return self.weight_buffer_bytes * 4.0, self.input_buffer_bytes * 4.0, self.output_buffer_bytes * 4.0
+
+    def _tiles(self, block: Block, batch: int) -> "_Tiles":
+        """All tilings of all variants that fit the buffers."""
+        unit, (kh, kw) = block.unit, block.unit.kernel
+        examples, (high, wide) = (batch * block.pixels, (1, 1)) if unit.kind == "linear" else (batch, unit.out_size)
+        in_channels, out_channels = block.inputs // block.groups, block.outputs // block.groups
         v, b, o, ic, oc = (
             x.ravel()
             for x in np.broadcast_arrays(
                 np.arange(len(block))[:, None, None, None, None], _powers(np.array([examples]), 1)[:, :, None, None, None],
-                _powers(np.array([max(oh, ow)]), 1)[:, None, :, None, None], _powers(in_channels, 1)[:, None, None, :, None],
+                _powers(np.array([max(high, wide)]), 1)[:, None, :, None, None], _powers(in_channels, 1)[:, None, None, :, None],
                 _powers(out_channels, self.columns)[:, None, None, None, :],
             )
         )  # fmt: skip
         kept = (b > 0) & (o > 0) & (ic > 0) & (oc > 0)
         v, b, o, ic, oc = v[kept], *(x[kept].astype(np.float64) for x in (b, o, ic, oc))
-        sizes, used = self._tiles(block, v, b, np.minimum(o, oh), np.minimum(o, ow), ic, oc)
-        halves = np.array([self.weight_buffer_bytes, self.input_buffer_bytes, self.output_buffer_bytes]) * 4.0
-        fits = (sizes <= halves[:, None]).all(0)
-        missing = np.setdiff1d(np.arange(len(block)), v[fits])
-        if missing.size:
-            raise DeviceError(
-                f"no tile of layer {unit.layer!r} with {block.inputs[missing[0]]} input channels fits the buffers of the array"
-            )
-        v, b, o, ic, oc, used = v[fits], b[fits], o[fits], ic[fits], oc[fits], used[fits]
-        sizes = sizes[:, fits]
-        th, tw = np.minimum(o, oh), np.minimum(o, ow)
-        trips = {
-            "b": np.ceil(examples / b), "h": np.ceil(oh / th), "w": np.ceil(ow / tw),
-            "i": np.ceil(in_channels[v] / ic), "o": np.ceil(out_channels[v] / oc),
-        }  # fmt: skip
-        tiles = trips["b"] * trips["h"] * trips["w"] * trips["i"] * trips["o"]
-        compute = used * tiles
-        products = tiles * b * th * tw * ic * oc * prod(unit.kernel)
-        inside = (
-            self.core_pj_per_cycle * compute
-            + products * (self.weight_read_pj_per_bit * block.weight_bits[v] + self.input_read_pj_per_bit * block.act_bits[v])
-            + tiles * b * th * tw * oc * self.accumulator_bits * (self.output_read_pj_per_bit + self.output_write_pj_per_bit)
-        )
+        oh, ow, w, a = np.minimum(o, high), np.minimum(o, wide), block.weight_bits[v], block.act_bits[v]
 
-        best: tuple[FloatArray, ...] | None = None
-        for order in _orders("bhwio" if examples > 1 else "hwio", same=oh == ow):
-            traffic, largest = _traffic(order, sizes, trips, halves)
-            reads, writes = traffic.sum(0), traffic[_OUTPUTS]
-            fill, drain = largest.sum(0), largest[_OUTPUTS]
-            stall = np.maximum(0, np.ceil((reads + writes - fill - drain) / self.interface_bits) - compute)
-            edge = np.ceil(fill / self.interface_bits) + np.ceil(drain / self.interface_bits)
-            energy = (
-                inside
-                + self.weight_write_pj_per_bit * traffic[_WEIGHTS]
-                + self.input_write_pj_per_bit * traffic[_INPUTS]
-                + (self.output_read_pj_per_bit + self.output_write_pj_per_bit) * writes
-                + self.dram_pj_per_bit * (reads + writes)
-            )
-            now = (compute + stall + edge, compute, stall, edge, reads, writes, energy)
-            if best is None:
-                best = now
-            else:
-                better = (now[0] < best[0]) | ((now[0] == best[0]) & (energy < best[-1]))
-                best = tuple(np.where(better, x, y) for x, y in zip(now, best, strict=True))
-        assert best is not None
-        ranked = np.lexsort((best[-1], best[0], v))
-        chosen = ranked[np.unique(v[ranked], return_index=True)[1]]
-        return Mapping(*(x[chosen] for x in best))
-
-    def _tiles(
-        self, block: Block, v: IntArray, b: FloatArray, oh: FloatArray, ow: FloatArray, ic: FloatArray, oc: FloatArray
-    ) -> tuple[FloatArray, FloatArray]:
-        """Bits of the weights, inputs and outputs of each tile, `3 x t`, and its compute cycles."""
-        unit, (kh, kw) = block.unit, block.unit.kernel
-        w, a = block.weight_bits[v], block.act_bits[v]
         together = self.rows * _speed(w) * _speed(a)
-        unrolled = unit.first and unit.kind == "conv"
         steps = np.ceil(ic * kh * kw / together)
+        columns = np.ceil(oc / self.columns)
         weights = steps * together * oc * w
-        if unrolled:
+        if unit.first and unit.kind == "conv":
             inputs = oh * ow * kh * kw * ic * b * a
         else:
             tall = (kh - 1) * unit.dilation[0] + 1 + (oh - 1) * unit.stride[0]
-            wide = (kw - 1) * unit.dilation[1] + 1 + (ow - 1) * unit.stride[1]
-            inputs = tall * wide * ic * b * a
+            broad = (kw - 1) * unit.dilation[1] + 1 + (ow - 1) * unit.stride[1]
+            inputs = tall * broad * ic * b * a
             steps = np.ceil(ic / together) * kh * kw
-        columns = np.ceil(oc / self.columns)
         outputs = oh * ow * columns * self.columns * b * self.accumulator_bits
-        return np.stack([weights, inputs, outputs]), b * oh * ow * columns * steps
+        trips = {
+            "b": np.ceil(examples / b), "h": np.ceil(high / oh), "w": np.ceil(wide / ow),
+            "i": np.ceil(in_channels[v] / ic), "o": np.ceil(out_channels[v] / oc),
+        }  # fmt: skip
+        count = np.prod(list(trips.values()), axis=0)
+        compute = count * b * oh * ow * columns * steps
+        inside = (
+            self.core_pj_per_cycle * compute
+            + count * b * oh * ow * ic * oc * kh * kw * (self.weight_read_pj_per_bit * w + self.input_read_pj_per_bit * a)
+            + count * b * oh * ow * oc * self.accumulator_bits * (self.output_read_pj_per_bit + self.output_write_pj_per_bit)
+        )
+        tiles = _Tiles(v, np.stack([weights, inputs, outputs]), trips, compute, inside)
+        fit = tiles.keep(np.all(tiles.sizes <= np.array(self._halves)[:, None], axis=0))
+        missing = np.setdiff1d(np.arange(len(block)), fit.variant)
+        if missing.size:
+            raise DeviceError(f"no tile of layer {unit.layer!r} with {block.inputs[missing[0]]} input channels fits the buffers")
+        return fit
+
+
+@dataclass(frozen=True, eq=False)
+class _Tiles:
+    """`t` tilings: which variant each belongs to, bits of its weights, inputs and outputs (`3 x t`), trips of the five loops,
+    compute cycles of all tiles, and picojoules spent inside the array."""
+
+    variant: IntArray
+    sizes: FloatArray
+    trips: dict[str, FloatArray]
+    compute: FloatArray
+    inside_pj: FloatArray
+
+    def keep(self, which: NDArray[np.bool_]) -> "_Tiles":
+        trips = {loop: trips[which] for loop, trips in self.trips.items()}
+        return _Tiles(self.variant[which], self.sizes[:, which], trips, self.compute[which], self.inside_pj[which])
+
+    def traffic(self, order: str, halves: tuple[float, float, float]) -> tuple[FloatArray, FloatArray]:
+        """Bits that each operand moves, and its largest footprint that half its buffer holds, both `3 x t`.
+
+        From the inner loop out, an operand moves again for each trip of a loop that it depends on, or of any loop once its
+        footprint has outgrown half its buffer.
+        """
+        traffic, largest = self.sizes.copy(), self.sizes.copy()
+        for loop in order:
+            for operand, now in enumerate(traffic):
+                if loop in _LOOPS[operand]:
+                    now *= self.trips[loop]
+                    np.copyto(largest[operand], now, where=now <= halves[operand])
+                else:
+                    np.multiply(now, self.trips[loop], out=now, where=now > halves[operand])
+        return traffic, largest
 
 
 def _speed(bits: IntArray) -> IntArray:
@@ -196,21 +232,3 @@ def _orders(loops: str, *, same: bool) -> Iterator[str]:
     for loop in loops:
         if not (same and loop == "w" and "h" in loops):
             yield from (loop + rest for rest in _orders(loops.replace(loop, ""), same=same))
-
-
-def _traffic(order: str, sizes: FloatArray, trips: dict[str, FloatArray], halves: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Bits that each operand moves, and its largest footprint that its buffer holds, both `3 x t`.
-
-    From the inner loop out, an operand moves again for each trip of a loop that it depends on, or of any loop once its
-    footprint has outgrown half its buffer.
-    """
-    traffic, largest = sizes.copy(), sizes.copy()
-    for loop in order:
-        for operand in range(3):
-            now = traffic[operand]
-            if operand in _USED_BY[loop]:
-                now *= trips[loop]
-                np.copyto(largest[operand], now, where=now <= halves[operand])
-            else:
-                np.multiply(now, trips[loop], out=now, where=now > halves[operand])
-    return traffic, largest

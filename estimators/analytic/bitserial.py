@@ -16,14 +16,15 @@ from tightrope.estimators.analytic.model import Model, Pair
 
 @dataclass(frozen=True)
 class BitSerial(Model):
-    """`binary_macs_per_cycle` one-bit products a cycle; each plane of the activations takes `weight_bits + plane_overhead_bits` passes.
-
-    A layer takes the longer of computing and moving its data; depthwise layers, which reuse little, are bound by memory.
+    """`binary_macs_per_cycle` one-bit products a cycle; each plane of the activations takes a pass for each plane of the weights
+    and `plane_overhead_bits` more. Depthwise layers, which leave most of the array idle, take `depthwise_passes` for each plane
+    of the activations whatever the weights are. A layer takes the longer of computing and moving its data.
     """
 
     clock_mhz: float
     binary_macs_per_cycle: float
     plane_overhead_bits: float
+    depthwise_passes: float
     interface_bits: float
     multiply_pj: float
     add_pj: float
@@ -35,11 +36,13 @@ class BitSerial(Model):
 
     def cost(self, block: Block, batch: int) -> Figures:
         """Compute, and as stall what the memory takes longer; outputs leave at the activation bits of the layer."""
-        passes = block.act_bits * (block.weight_bits + self.plane_overhead_bits)
+        depthwise = block.unit.kind == "depthwise"
+        passes = block.act_bits * (self.depthwise_passes if depthwise else block.weight_bits + self.plane_overhead_bits)
         compute = block.macs * batch * passes / self.binary_macs_per_cycle
         moved = block.weight_bytes + batch * (block.input_bytes + block.output_items * block.act_bits / 8)
         memory = block.unit.calls * moved * 8 / self.interface_bits
-        energy = block.macs * batch * mac_pj(block, self.multiply_pj, self.add_pj) + block.unit.calls * moved * self.dram_pj_per_byte
+        energy = block.macs * batch * mac_pj(block, self.multiply_pj, self.add_pj)
+        energy += block.unit.calls * moved * self.dram_pj_per_byte
         return Figures.make(
             len(block), compute=compute, stall=np.maximum(0, memory - compute), energy_pj=energy, clock_mhz=self.clock_mhz
         )

@@ -55,8 +55,11 @@ class Roofline(Model):
     @cached_property
     def instructions(self) -> list[tuple[int, int, float, float]]:
         """Weight bits, activation bits, GMAC/s and pJ/MAC of each instruction, fastest first."""
-        rows = [(*map(int, name.split("x")), peak, self.mac_pj[name]) for name, peak in self.peak_gmacs.items()]
-        return sorted(((w, a, peak, pj) for w, a, peak, pj in rows), key=lambda row: -row[2])
+        rows = []
+        for name, peak in self.peak_gmacs.items():
+            weight, act = map(int, name.split("x"))
+            rows.append((weight, act, peak, self.mac_pj[name]))
+        return sorted(rows, key=lambda row: -row[2])
 
     def pairs(self, kind: str) -> tuple[Pair, ...]:
         """Weights of 2..8 bits or float under the activations of each instruction."""

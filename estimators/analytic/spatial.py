@@ -123,5 +123,3 @@ class Spatial(Model):
         weights_again = again & (weights * (map_tiles - 1) <= inputs * (weight_tiles - 1))
         inputs_again = again & ~weights_again
         return weights * np.where(weights_again, map_tiles, 1), inputs * np.where(inputs_again, weight_tiles, 1)
-
-

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from tightrope.estimators.analytic.block import Block, Figures, FloatArray
+from tightrope.estimators.analytic.block import Block, Figures, FloatArray, IntArray
 from tightrope.estimators.analytic.energy import mac_pj
 from tightrope.estimators.analytic.model import Model, Pair
 from tightrope.spaces.errors import DeviceError
@@ -42,16 +42,19 @@ class Systolic(Model):
         """Every pair of 2..8 bits, on 8-bit units."""
         return tuple((w, a) for w in range(2, 9) for a in range(2, 9))
 
-    def cycles(self, m: ArrayLike, n: ArrayLike, k: ArrayLike) -> NDArray[np.int64]:
+    def cycles(self, m: ArrayLike, n: ArrayLike, k: ArrayLike) -> IntArray:
         """Cycles of an `m x k` by `k x n` product: `m` output pixels, `n` filters, `k` weights a filter."""
-        m, n, k, r, c = np.asarray(m), np.asarray(n), np.asarray(k), self.rows, self.columns
+        m, n, k = (np.asarray(x, np.int64) for x in (m, n, k))
+        r, c = self.rows, self.columns
         if self.dataflow == "os":
-            return -(-m // r) * -(-n // c) * (r + c + k - 2) - 1
-        across, streamed = (n, m) if self.dataflow == "ws" else (m, n)
-        return -(-k // r) * -(-across // c) * (2 * r + c + streamed - 2) - 1
+            found: IntArray = -(-m // r) * -(-n // c) * (r + c + k - 2) - 1
+        else:
+            across, streamed = (n, m) if self.dataflow == "ws" else (m, n)
+            found = -(-k // r) * -(-across // c) * (2 * r + c + streamed - 2) - 1
+        return found
 
     def cost(self, block: Block, batch: int) -> Figures:
-        """Stall-free cycles; energy of the products, of the array's reads and writes of SRAM, and of each operand's one trip from DRAM."""
+        """Stall-free cycles; energy of the products, of the array's use of SRAM, and of each operand's one trip from DRAM."""
         m, n = batch * block.pixels * np.ones_like(block.inputs), block.outputs // block.groups
         k = block.inputs // block.groups * prod(block.unit.kernel)
         times = block.groups * block.unit.calls
@@ -61,10 +64,12 @@ class Systolic(Model):
             + block.unit.calls * self.dram_pj_per_byte
             * (block.weight_bytes + batch * (block.input_bytes + block.output_items * block.act_bits / 8))
         )  # fmt: skip
-        return Figures.make(len(block), compute=self.cycles(m, n, k) * times, energy_pj=energy, clock_mhz=self.clock_mhz)
+        return Figures.make(
+            len(block), compute=(self.cycles(m, n, k) * times).astype(np.float64), energy_pj=energy, clock_mhz=self.clock_mhz
+        )
 
-    def _sram_bytes(self, m: NDArray[np.int64], n: NDArray[np.int64], k: NDArray[np.int64], block: Block) -> FloatArray:
-        """What the array reads and writes in all folds: what stands still once, what streams once a fold, sums that are not finished twice."""
+    def _sram_bytes(self, m: IntArray, n: IntArray, k: IntArray, block: Block) -> FloatArray:
+        """Bytes that all folds read and write: what stands still once, what streams once a fold, unfinished sums twice."""
         r, c = self.rows, self.columns
         weights, inputs, sums = k * n * block.weight_bits / 8, m * k * block.act_bits / 8, m * n * self.accumulator_bits / 8
         if self.dataflow == "os":
