@@ -80,3 +80,225 @@ def test_policy_can_be_downloaded(tmp_path: Path, tensorboard: Callable[[Path], 
         frame.click("button:text-is('policy.json')")
     saved = json.loads(Path(download.value.path()).read_text())
     assert saved == next(line["policy"] for line in journal if line.get("number") == number and line["kind"] == "trial")
+
+
+def write_lines(folder: Path, lines: list[dict[str, Any]], mode: str = "a") -> None:
+    with (folder / "trials.jsonl").open(mode) as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def test_a_growing_run_updates_without_reload(tmp_path: Path, tensorboard: Callable[[Path], str], tab: Callable[..., Any]) -> None:
+    journal = sample_runs.write_run(tmp_path / "net", trials=60)
+    write_lines(tmp_path / "net", journal[:21], "w")
+    frame = tab(tensorboard(tmp_path))
+    drawn = len(frame.query_selector_all(".trial"))
+    assert drawn == sum(bool(line["score"]) for line in journal[1:21])
+    frame.evaluate("window.untouched = true")
+    half = json.dumps(journal[61])
+    write_lines(tmp_path / "net", journal[21:61])
+    with (tmp_path / "net" / "trials.jsonl").open("a") as file:
+        file.write(half[: len(half) // 2])
+    expected = sum(bool(line["score"]) for line in journal[1:61])
+    frame.wait_for_function(f"() => document.querySelectorAll('.trial').length === {expected}", timeout=10_000)
+    assert frame.query_selector_all(".control[data-name='uniform']") == []  # its line is half written
+    with (tmp_path / "net" / "trials.jsonl").open("a") as file:
+        file.write(half[len(half) // 2 :] + "\n")
+    frame.wait_for_selector(".control[data-name='uniform']", state="attached", timeout=10_000)
+    assert frame.evaluate("window.untouched") is True
+
+
+def test_an_empty_log_folder_waits_for_its_first_run(
+    tmp_path: Path, tensorboard: Callable[[Path], str], tab: Callable[..., Any]
+) -> None:
+    frame = tab(tensorboard(tmp_path), wait=False)
+    frame.wait_for_selector("text=No search here yet", timeout=30_000)
+    assert not frame.is_visible(".scatter")
+    sample_runs.write_run(tmp_path / "net", trials=10)
+    frame.wait_for_selector(".scatter[data-ready]", timeout=10_000)
+    frame.wait_for_selector(".trial", state="attached")
+    assert not frame.is_visible("text=No search here yet")
+
+
+def test_axes_change(tmp_path: Path, tensorboard: Callable[[Path], str], tab: Callable[..., Any]) -> None:
+    journal = sample_runs.write_run(tmp_path / "net", trials=80, simulated=True, device="bitfusion")
+    frame = tab(tensorboard(tmp_path))
+    offered = frame.eval_on_selector_all("#choose-x option", "options => options.map(o => o.value)")
+    assert offered == ["score", "latency_ms", "energy_mj", "size_bytes", "peak_ram_bytes", "macs"]
+    trials = {line["number"]: line for line in journal if line["kind"] == "trial" and line["score"]}
+    for x, y in (("size_bytes", "score"), ("macs", "score"), ("energy_mj", "score"), ("size_bytes", "latency_ms")):
+        serial = frame.get_attribute(".scatter", "data-ready")
+        frame.select_option("#choose-x", x)
+        frame.select_option("#choose-y", y)
+        frame.wait_for_function(f"() => Number(document.querySelector('.scatter').dataset.ready) > {serial}")
+        frame.page.wait_for_timeout(100)
+        points = {n: (t["cost"][x], -t["score"]["value"] if y == "score" else t["cost"][y]) for n, t in trials.items()}
+        beaten = {n for n, p in points.items() if any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points.values())}
+        drawn = frame.eval_on_selector_all(".trial.on-front", "points => points.map(p => Number(p.dataset.number))")
+        assert {points[n] for n in drawn} == {points[n] for n in set(points) - beaten}  # of equal ones the first is kept
+        assert len(drawn) == len({points[n] for n in drawn})
+    frame.check("#choose-relative")
+    frame.wait_for_selector(".scatter text.title:text('× dense')", state="attached")
+
+
+def test_two_runs_overlay_and_can_be_hidden(tmp_path: Path, tensorboard: Callable[[Path], str], tab: Callable[..., Any]) -> None:
+    from tightrope.search import pareto
+
+    counts, points = {}, {}
+    for name, agent, seed in (("one", "tpe", 1), ("two", "ddpg", 2)):
+        journal = sample_runs.write_run(tmp_path / name, trials=80, agent=agent, seed=seed)
+        scored = [line for line in journal if line["kind"] == "trial" and line["score"]]
+        counts[name] = len(scored)
+        points[name] = [(line["cost"]["latency_ms"], line["score"]["value"]) for line in scored]
+    dense, limit = journal[0]["dense"]["score"]["value"], journal[0]["budget"]["limits"]["latency_ms"]
+    frame = tab(tensorboard(tmp_path))
+    assert len(frame.query_selector_all(".trial")) == sum(counts.values())
+    colours = frame.eval_on_selector_all(
+        ".trial:not(.infeasible)", "points => [...new Set(points.map(p => p.getAttribute('fill')))]"
+    )
+    assert len(colours) == 2
+
+    facts = dict(
+        frame.eval_on_selector_all(".runs li", "items => items.map(i => [i.querySelector('.name').innerText, i.innerText])")
+    )
+    both = [p for run in points.values() for p in run]
+    joint = {p for p, kept in zip(both, pareto.non_dominated(*zip(*both, strict=True)), strict=True) if kept}
+    for name, run in points.items():
+        assert f"joint front {len(joint & set(run))} of {len(joint)}" in facts[name]
+        highest = max(line["dense"]["score"]["value"] for line in map(first_line, (tmp_path / "one", tmp_path / "two")))
+        volume = pareto.hypervolume([c / limit for c, _ in run], [s / (highest / 2) for _, s in run], (1, 1))
+        assert f"hypervolume {volume:.4f}".rstrip("0") in facts[name]
+    assert dense > 90
+
+    frame.click(".runs li:has-text('two') input")
+    frame.wait_for_function(f"() => document.querySelectorAll('.trial').length === {counts['one']}")
+    frame.select_option("#choose-colour", "number")
+    frame.wait_for_function("() => new Set([...document.querySelectorAll('.trial')].map(p => p.getAttribute('fill'))).size > 8")
+
+
+def first_line(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "trials.jsonl").read_text().partition("\n")[0])
+    return found
+
+
+MARKUP = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>"
+
+
+def test_markup_in_a_run_is_text(tmp_path: Path, tensorboard: Callable[[Path], str], tab: Callable[..., Any]) -> None:
+    net = sample_runs.network(prefix=MARKUP)
+    folder = tmp_path / MARKUP.replace("/", "")
+    sample_runs.write_run(
+        folder, net=net, trials=40, agent=f'"><svg onload=window.hacked=1>{MARKUP}', device=f"javascript:{MARKUP}"
+    )
+    study = first_line(folder)
+    lines = (folder / "trials.jsonl").read_text().splitlines()
+    study["budget"]["text"] = [f"latency<=0.25x {MARKUP}"]
+    study["metric"] = MARKUP
+    failed = {"kind": "trial", "number": 77, "agent": MARKUP, "cost": json.loads(lines[1])["cost"], "failed": MARKUP, "score": None,
+              "policy": {"version": MARKUP}}  # fmt: skip
+    failed["cost"]["provenance"] = MARKUP
+    control = {**json.loads(lines[-4]), "name": f"control {MARKUP}"}
+    (folder / "trials.jsonl").write_text("\n".join([json.dumps(study), *lines[1:], json.dumps(failed), json.dumps(control)]) + "\n")
+    frame = tab(tensorboard(tmp_path))
+    number = int(frame.query_selector(".trial.on-front").get_attribute("data-number"))
+    click_trial(frame, number)
+    layers = [*shown_policy(frame)]
+    assert layers == [layer.name for layer in net.layers] and MARKUP in layers[0]
+    frame.click("button:text-is('Pin')")
+    frame.hover(".policy tbody tr")
+    frame.select_option("#choose-y", "size_bytes")  # the failed trial, which has no score, is drawn over two costs
+    frame.wait_for_selector('.trial[data-number="77"]', state="attached")
+    frame.focus(".scatter")
+    frame.select_option("#choose-colour", "agent")
+    frame.hover(".line >> nth=0")
+    frame.page.wait_for_timeout(300)
+    assert frame.query_selector_all("img, script[src], iframe, object, embed, foreignObject") == []
+    assert frame.evaluate("window.hacked") is None and frame.page.evaluate("window.hacked") is None
+    assert MARKUP.replace("/", "") in frame.inner_text(".runs")
+
+
+def test_the_front_can_be_walked_with_the_keyboard(
+    tmp_path: Path, tensorboard: Callable[[Path], str], tab: Callable[..., Any]
+) -> None:
+    sample_runs.write_run(tmp_path / "net", trials=80)
+    frame = tab(tensorboard(tmp_path))
+    cheapest_first = sorted(
+        frame.eval_on_selector_all(".trial.on-front", f"points => points.map(p => [({CENTRE})(p).x, Number(p.dataset.number)])")
+    )
+    frame.focus(".scatter")
+    frame.page.keyboard.press("Home")
+    frame.wait_for_selector(f".detail h2:text-is('Trial {cheapest_first[0][1]}')")
+    frame.page.keyboard.press("ArrowRight")
+    frame.wait_for_selector(f".detail h2:text-is('Trial {cheapest_first[1][1]}')")
+    frame.page.keyboard.press("End")
+    frame.wait_for_selector(f".detail h2:text-is('Trial {cheapest_first[-1][1]}')")
+    assert f"Trial {cheapest_first[-1][1]}" in frame.inner_text("[aria-live]")
+    ticks = frame.eval_on_selector_all(".scatter text", "texts => texts.map(t => t.textContent).join()")
+    frame.page.keyboard.press("+")
+    frame.wait_for_function(
+        f"() => [...document.querySelectorAll('.scatter text')].map(t => t.textContent).join() !== {json.dumps(ticks)}"
+    )
+    frame.page.keyboard.press("0")
+    frame.page.keyboard.press("Enter")
+    assert frame.evaluate("document.activeElement.className") == "card detail"
+    named = frame.eval_on_selector_all(
+        "button, select, input", "all => all.every(e => e.innerText?.trim() || e.getAttribute('aria-label') || e.labels?.length)"
+    )
+    assert named
+
+
+def test_a_brush_selects_and_a_pin_compares(tmp_path: Path, tensorboard: Callable[[Path], str], tab: Callable[..., Any]) -> None:
+    journal = sample_runs.write_run(tmp_path / "net", trials=80)
+    frame = tab(tensorboard(tmp_path))
+    box = frame.query_selector(".scatter").bounding_box()
+    mouse, keyboard = frame.page.mouse, frame.page.keyboard
+    keyboard.down("Shift")
+    mouse.move(box["x"] + 75, box["y"] + 16)
+    mouse.down()
+    mouse.move(box["x"] + box["width"] - 22, box["y"] + box["height"] - 48, steps=4)
+    mouse.up()
+    keyboard.up("Shift")
+    scored = sum(bool(line["score"]) for line in journal if line["kind"] == "trial")
+    frame.wait_for_selector(f"text='{scored} selected'")
+    frame.click("button:text-is('Clear')")
+    numbers = frame.eval_on_selector_all(".trial.on-front", "points => points.map(p => Number(p.dataset.number))")
+    click_trial(frame, numbers[0])
+    frame.click("button:text-is('Pin')")
+    click_trial(frame, numbers[-1])
+    frame.wait_for_selector("text='to the pinned'")
+    changed = frame.eval_on_selector_all(".policy tr.changed", "rows => rows.map(r => r.dataset.layer)")
+    first, last = (expected_policy(journal[1 + n]["policy"]) for n in (numbers[0], numbers[-1]))
+    assert changed == [layer for layer in first if first[layer] != last[layer]]
+
+
+def test_the_heat_map_has_the_front_from_cheapest_to_best(
+    tmp_path: Path, tensorboard: Callable[[Path], str], tab: Callable[..., Any]
+) -> None:
+    journal = sample_runs.write_run(tmp_path / "net", trials=60)
+    frame = tab(tensorboard(tmp_path))
+    frame.wait_for_selector(".cell", state="attached")
+    scored = {t["number"]: t for t in journal if t["kind"] == "trial" and t["score"]}
+    order = sorted((t["cost"]["latency_ms"], -t["score"]["value"], n) for n, t in scored.items())
+    best, front = -1.0, []
+    for *_, number in order:
+        if scored[number]["score"]["value"] > best:
+            best = scored[number]["score"]["value"]
+            front.append(number)
+    net = sample_runs.network()
+    cells = frame.query_selector_all(".cell")
+    assert len(cells) == len(front) * len(net.layers)
+    cells[len(net.layers) * 2].click()  # the first layer of the third column
+    frame.wait_for_selector(f".detail h2:text-is('Trial {front[2]}')")
+
+
+def test_light_dark_and_large(tmp_path: Path, tensorboard: Callable[[Path], str], tab: Callable[..., Any], chromium: Any) -> None:
+    sample_runs.write_run(tmp_path / "net", trials=40)
+    address = tensorboard(tmp_path)
+    frame = tab(address)
+    luminance = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number).reduce((a, b) => a + b) / 3"
+    assert frame.evaluate(luminance) > 200
+    frame.page.evaluate("document.body.classList.add('dark-mode')")
+    frame.wait_for_function(f"() => {luminance} < 60")
+    # 200 % zoom halves the room that the page has.
+    frame.page.set_viewport_size({"width": 720, "height": 600})
+    frame.page.wait_for_timeout(300)
+    assert frame.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
