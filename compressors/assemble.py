@@ -1,0 +1,138 @@
+"""From a policy to arrays: the payload of a compressed model, out of what was prepared."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tightrope.compressors.factorize.low_rank import factors, product
+from tightrope.compressors.kernels import quantize_per_channel
+from tightrope.compressors.payload import Float, Part, Payload
+from tightrope.compressors.prepare import Prepared
+from tightrope.compressors.prune.order import kept
+from tightrope.compressors.prune.reconstruct import mixing
+from tightrope.compressors.quantize.ranges import choose
+from tightrope.spaces.network import Layer
+from tightrope.spaces.points import is_integer, points
+from tightrope.spaces.policy import Choice, Policy
+from tightrope.spaces.unit import units_of
+
+Double = NDArray[np.float64]
+Flags = Mapping[str, NDArray[np.bool_]]
+
+
+def assemble(prepared: Prepared, policy: Policy) -> Payload:
+    """Cut, reconstruct, factorise and quantise every layer as the policy says.
+
+    Raises:
+        PolicyError: the policy is for another network or cannot be satisfied.
+    """
+    network = prepared.network
+    policy.check(network)
+    widths = policy.all_widths(network)
+    flags = kept(prepared.orders, widths)
+    parts = {}
+    sources = {op.layer: op.inputs[0] for op in reversed(network.ops) if op.kind == "layer"}
+    for layer in network.layers:
+        choice = policy.choice(layer.name)
+        near = {*layer.inputs.groups, *layer.outputs.groups}
+        key = (layer.name, choice, tuple((g, widths[g]) for g in sorted(near)))
+        found = prepared.memo.get(key)
+        if found is None:
+            found = _parts(prepared, layer, choice, widths, flags)
+            if choice.act_bits < 8 or (choice.act_bits == 8 and not is_integer(choice)):
+                found = (replace(found[0], act_range=prepared.range_of(sources[layer.name], choice.act_bits)), *found[1:])
+            prepared.memo.put(key, found)
+        parts[layer.name] = found
+    ranges = {op: prepared.range_of(op, 8) for op in points(network, policy)}
+    return Payload(policy, parts, ranges, {name: _cut(prepared, name, flags) for name in prepared.parameters})
+
+
+def _cut(prepared: Prepared, name: str, flags: Flags) -> Float:
+    value = prepared.parameters[name]
+    for dim in range(value.ndim):
+        axis = prepared.axes.get((name, dim))
+        if axis is not None:
+            value = np.take(value, axis.keep(flags), axis=dim)
+    return value
+
+
+def _parts(prepared: Prepared, layer: Layer, choice: Choice, widths: dict[str, int], flags: Flags) -> tuple[Part, ...]:
+    dense, bias = prepared.weights[layer.name]
+    out = prepared.axes[layer.name, 0].keep(flags)
+    keep = prepared.axes[layer.name, 1].keep(flags)
+    whole = dense[out].astype(np.float64)
+    shift, mean = np.zeros(len(out)), None
+    if layer.groups == 1 and layer.kind != "depthwise":
+        mean = prepared.statistics.layers[layer.name].mean
+        whole, shift, mean = _narrow(prepared, layer.name, whole, keep, mean)
+    elif len(keep) < dense.shape[1]:
+        whole = whole[:, keep]
+    pieces = (whole,) if choice.rank is None else factors(whole, choice.form, choice.rank)
+    units = units_of(layer, choice, widths)
+    made = [_round(piece, choice.weight_bits) for piece in pieces]
+    effective = made[0][0] if choice.rank is None else product(tuple(w for w, _, _ in made), choice.form)
+    if mean is not None and prepared.settings.bias_correction and (choice.rank is not None or choice.weight_bits < 32):
+        shift = shift + (whole - effective).reshape(len(out), -1) @ mean
+    if bias is not None:
+        total = (bias[out] + shift).astype(np.float32)
+    else:
+        total = shift.astype(np.float32) if layer.bias else None
+    parts = []
+    spans = _inner_ranges(prepared, layer.name, choice, made, keep) if len(units) > 1 else []
+    for number, (unit, (weight, codes, scales)) in enumerate(zip(units, made, strict=True)):
+        span = spans[number - 1] if number and choice.act_bits <= 8 else None
+        last = number == len(units) - 1
+        parts.append(Part(unit, weight.astype(np.float32), total if last else None, codes, scales, span))
+    return tuple(parts)
+
+
+def _narrow(prepared: Prepared, name: str, weight: Double, keep: NDArray[np.int64], mean: Double) -> tuple[Double, Double, Double]:
+    """Weights over the kept inputs, the shift of the bias, and the mean of the kept features."""
+    outputs, inputs = weight.shape[:2]
+    flat = weight.reshape(outputs, inputs, -1)
+    each = flat.shape[2]
+    features = (keep[:, None] * each + np.arange(each)).reshape(-1)
+    if len(keep) == inputs:
+        return weight, np.zeros(outputs), mean
+    statistics = prepared.statistics.layers[name]
+    if not prepared.settings.reconstruct or statistics.covariance is None:
+        new = flat[:, keep].reshape(outputs, -1)
+    elif statistics.patches:
+        new = weight.reshape(outputs, -1) @ mixing(statistics.covariance, features).T
+    else:
+        new = np.einsum("jc,ock->ojk", mixing(statistics.covariance, keep), flat, optimize=True).reshape(outputs, -1)
+    shift = weight.reshape(outputs, -1) @ mean - new @ mean[features]
+    return new.reshape(outputs, len(keep), *weight.shape[2:]), shift, mean[features]
+
+
+def _round(weight: Double, bits: int) -> tuple[Double, NDArray[np.int8] | None, Float | None]:
+    """Weights on the grid of their codes, with the scale that minimises the squared error of each output channel."""
+    if bits == 32:
+        return weight, None, None
+    flat = np.ascontiguousarray(weight.reshape(len(weight), -1), np.float32)
+    codes, scales = quantize_per_channel(flat, bits)
+    return (codes * scales[:, None].astype(np.float64)).reshape(weight.shape), codes.reshape(weight.shape), scales
+
+
+def _inner_ranges(prepared: Prepared, name: str, choice: Choice, made: list[tuple[Double, NDArray[np.int8] | None, Float | None]], keep: NDArray[np.int64]) -> list[tuple[float, float]]:  # fmt: skip
+    """Ranges of what the factors hand to each other, from the rows kept in calibration."""
+    first = made[0][0]
+    rows = prepared.statistics.layers[name].rows.astype(np.float64)
+    patches = rows.reshape(len(rows), -1, *prepared.weights[name][0].shape[2:])[:, keep]
+    if choice.form == "svd":
+        values = [patches.reshape(len(rows), -1) @ first.reshape(len(first), -1).T]
+    elif choice.form == "spatial":
+        values = [np.einsum("nih,rih->nr", patches[..., patches.shape[3] // 2], first[..., 0])]
+    else:
+        centre = patches[..., patches.shape[2] // 2, patches.shape[3] // 2]
+        joined = np.einsum("ri,srkl->sikl", first[:, :, 0, 0], made[1][0])
+        values = [centre @ first[:, :, 0, 0].T, np.einsum("nikl,sikl->ns", patches, joined, optimize=True)]
+    bits = min(choice.act_bits, 8)
+    found = []
+    for value in values:
+        flat = value.astype(np.float32).reshape(-1)
+        low, high = (float(flat.min()), float(flat.max())) if len(flat) else (-1.0, 1.0)
+        found.append(choose(flat, (low, high), bits, prepared.settings.ranges))
+    return found
