@@ -77,17 +77,19 @@ class _Writer:
         self.constants = {t.name: t for t in self.source.initializer}
         self.constants |= {n.output[0]: n.attribute[0].t for n in self.source.node if n.op_type == "Constant"}
         self.wanted = self.look_ahead()
+        self.rounded = self.look_ahead(frozenset({"Relu", "Clip"}))
 
-    def look_ahead(self) -> dict[str, str]:
+    def look_ahead(self, through: frozenset[str] = frozenset()) -> dict[str, str]:
         """For each tensor whose only use is to be held in 8 bits, at once or behind operators that only move it: that point."""
         reads = Counter(name for node in self.source.node for name in node.input) + Counter(o.name for o in self.source.output)
         wanted: dict[str, str] = {}
         for node in reversed(self.source.node):
             is_point = node.domain == DOMAIN and node.op_type == "Point"
+            passes = is_point or node.op_type in MOVES or node.op_type in through
             source, made = node.input[0] if node.input else "", node.output[0]
             if is_point and _name(node) in self.held:
                 wanted[source] = _name(node)
-            elif (is_point or node.op_type in MOVES) and made in wanted and reads[made] == reads[source] == 1:
+            elif passes and made in wanted and reads[made] == reads[source] == 1:
                 wanted[source] = wanted[made]
         return wanted
 
@@ -261,9 +263,27 @@ class _Writer:
         name = _name(node)
         value = self.value(node.input[0])
         lead = self.shape(self.point_of[node.output[0]])[:-1] if self.network.layer(name).kind == "linear" else ()
-        for part in self.payload.parts[name]:
+        parts = self.payload.parts[name]
+        if parts[0].unit.weight_bits == 32 and value.coded and len(parts) == 1 and node.output[0] in self.rounded:
+            value = self.shielded(parts[0].unit, value, lead)
+        for part in parts:
             value = self.part(part, value, lead)
         return value
+
+    def shielded(self, unit: Unit, value: _Value, lead: tuple[int, ...]) -> _Value:
+        """The codes decoded with one scale repeated for each channel.
+
+        Between codes decoded with a single scale and codes, ONNX Runtime would quantise the weights of a floating-point
+        layer by itself, with one scale for the whole tensor.
+        """
+        scale, zero = cast("tuple[float, int]", value.step)
+        channels, shape = unit.in_channels, rows(unit, lead)
+        steps = [
+            self.tensor(f"scales_{scale!r}_{channels}", np.full(channels, scale, np.float32)),
+            self.tensor(f"zeros_{zero}_{channels}", np.full(channels, zero, np.uint8)),
+        ]
+        made = self.node("DequantizeLinear", [self.form(value, codes=True, shape=shape), *steps], axis=1)
+        return _Value({(False, shape): made}, shape=shape)
 
     def part(self, part: Part, value: _Value, lead: tuple[int, ...]) -> _Value:
         """One unit; `lead` are the sizes before the features of a linear layer."""
