@@ -14,7 +14,7 @@ from tightrope.compressors.prune.order import kept
 from tightrope.compressors.prune.reconstruct import mixing
 from tightrope.compressors.quantize.ranges import choose
 from tightrope.spaces.network import Layer
-from tightrope.spaces.points import is_integer, points
+from tightrope.spaces.points import points
 from tightrope.spaces.policy import Choice, Policy
 from tightrope.spaces.unit import units_of
 
@@ -41,7 +41,7 @@ def assemble(prepared: Prepared, policy: Policy) -> Payload:
         found = prepared.memo.get(key)
         if found is None:
             found = _parts(prepared, layer, choice, widths, flags)
-            if choice.act_bits < 8 or (choice.act_bits == 8 and not is_integer(choice)):
+            if choice.act_bits <= 8:
                 found = (replace(found[0], act_range=prepared.range_of(sources[layer.name], choice.act_bits)), *found[1:])
             prepared.memo.put(key, found)
         parts[layer.name] = found

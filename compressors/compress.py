@@ -1,6 +1,6 @@
 """A policy applied to a model: a plain, smaller `nn.Module`, and back to its arrays."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,8 @@ def _part(like: nn.Module, arrays: Arrays) -> nn.Module:
     if isinstance(like, nn.Conv2d):
         changes = {"stride": unit.stride, "padding": unit.padding, "dilation": unit.dilation}
     inner = build_layer(like, weight, bias, **changes)
-    reader = None if arrays.act_range is None else Quantizer(arrays.act_range, min(unit.act_bits, 8))
+    codes = unit.act_bits == 8 and unit.weight_bits <= 8 and unit.part == 0  # what it reads is a point already
+    reader = None if arrays.act_range is None or codes else Quantizer(arrays.act_range, unit.act_bits)
     if unit.weight_bits == 32 and reader is None:
         return inner
     scales = None if arrays.scales is None else torch.from_numpy(arrays.scales.copy())
@@ -128,11 +129,15 @@ def payload_of(module: fx.GraphModule) -> Payload:
     network, policy = from_.prepared.network, from_.policy
     widths = policy.all_widths(network)
     parts: dict[str, tuple[Arrays, ...]] = {}
+    sources = {op.layer: op.inputs[0] for op in reversed(network.ops) if op.kind == "layer"}
     for layer in network.layers:
         units = units_of(layer, policy.choice(layer.name), widths)
         found = module.get_submodule(layer.name)
         pieces = [*found] if isinstance(found, nn.Sequential) else [found]
-        parts[layer.name] = tuple(_arrays(unit, piece) for unit, piece in zip(units, pieces, strict=True))
+        arrays = [_arrays(unit, piece) for unit, piece in zip(units, pieces, strict=True)]
+        if units[0].act_bits <= 8:
+            arrays[0] = replace(arrays[0], act_range=from_.prepared.range_of(sources[layer.name], units[0].act_bits))
+        parts[layer.name] = tuple(arrays)
     ranges = {}
     for op in points(network, policy):
         name = op if op != "input" else next(n.name for n in module.graph.nodes if n.op == "placeholder")
