@@ -19,7 +19,7 @@ struct Isa {
   typedef std::uint32_t U __attribute__((vector_size(32)));
   static constexpr std::size_t kRows = 4, kTiles = 1;  // 8 sums, 2 weights, the rest temporaries: 16 registers
   static constexpr bool kByteCodes = false;  // dot takes codes of all eight bits, whatever Bits says
-  static constexpr int code_class(int bits) noexcept { return bits == 8 ? 8 : 7; }
+  static constexpr int code_class(int bits) noexcept { return bits < 4 ? 4 : bits; }
   static F splat(float v) noexcept { return _mm256_set1_ps(v); }
   static F abs(F v) noexcept { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
   static F min(F a, F b) noexcept { return _mm256_min_ps(a, b); }
@@ -45,6 +45,25 @@ struct Isa {
     }
     return reinterpret_cast<I>(_mm256_add_epi32(total, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), one)));
   }
+  // Narrow codes leave room in 16 bits for several quads: kQuads * 2 * (2^Bits - 1) * 128 < 2^15.
+  template <int Bits>
+  struct Short {
+    static constexpr int kQuads = Bits <= 4 ? 8 : Bits == 5 ? 4 : Bits == 6 ? 2 : 1;
+    __m256i sum;
+    void add(int quad, I& total, U codes, I a) noexcept {
+      if constexpr (kQuads == 1) {
+        total = dot<Bits>(total, codes, a);
+      } else {
+        const __m256i pairs = _mm256_maddubs_epi16(reinterpret_cast<__m256i>(codes), reinterpret_cast<__m256i>(a));
+        sum = quad == 0 ? pairs : _mm256_add_epi16(sum, pairs);
+        asm volatile("" : "+x"(sum));  // add now: left alone, GCC keeps all products for a tree of sums, and spills them
+      }
+    }
+    void flush(I& total) noexcept {
+      if constexpr (kQuads > 1)
+        total = reinterpret_cast<I>(_mm256_add_epi32(reinterpret_cast<__m256i>(total), _mm256_madd_epi16(sum, _mm256_set1_epi16(1))));
+    }
+  };
 };
 
 #include "clip.inl"

@@ -38,6 +38,13 @@ struct Isa {
   static I dot(I sum, U codes, I a) noexcept {
     return reinterpret_cast<I>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(codes), reinterpret_cast<__m512i>(a)));
   }
+  // Sums of kQuads quads before they join `total`: here none are kept apart.
+  template <int Bits>
+  struct Short {
+    static constexpr int kQuads = 1;
+    void add(int, I& total, U codes, I a) noexcept { total = dot<Bits>(total, codes, a); }
+    void flush(I&) noexcept {}
+  };
 };
 
 #include "clip.inl"

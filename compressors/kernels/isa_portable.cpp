@@ -40,6 +40,13 @@ struct Isa {
     return sum + (reinterpret_cast<I>(reinterpret_cast<U>(even) << 16) >> 16) + (even >> 16) +
            (reinterpret_cast<I>(reinterpret_cast<U>(odd) << 16) >> 16) + (odd >> 16);
   }
+  // Sums of kQuads quads before they join `total`: here none are kept apart.
+  template <int Bits>
+  struct Short {
+    static constexpr int kQuads = 1;
+    void add(int, I& total, U codes, I a) noexcept { total = dot<Bits>(total, codes, a); }
+    void flush(I&) noexcept {}
+  };
 };
 
 #include "clip.inl"

@@ -285,16 +285,24 @@ void block(const Sizes sizes, const QuantizedRows& rows, std::size_t row, const 
 #pragma GCC unroll 8
       for (std::size_t c = 0; c < columns; ++c) dots[r][c] = I{};
     const std::size_t quads = 8 * (step < chunk_end - chunk ? step : chunk_end - chunk);
-    for (const std::uint8_t* const end = codes + 64 * Tiles * quads; codes != end; codes += 64 * Tiles, a += 4) {
-      U w[columns];
+    for (const std::uint8_t* const end = codes + 64 * Tiles * quads; codes != end;) {
+      typename Isa::template Short<Bits> shorts[Rows][columns];
 #pragma GCC unroll 8
-      for (std::size_t c = 0; c < columns; ++c) w[c] = read<U>(codes + c * kWidth);
+      for (int q = 0; q < Isa::template Short<Bits>::kQuads; ++q, codes += 64 * Tiles, a += 4) {
+        U w[columns];
 #pragma GCC unroll 8
-      for (std::size_t r = 0; r < Rows; ++r) {
-        const I x = quad_of(a + r * stride);
+        for (std::size_t c = 0; c < columns; ++c) w[c] = read<U>(codes + c * kWidth);
 #pragma GCC unroll 8
-        for (std::size_t c = 0; c < columns; ++c) dots[r][c] = Isa::template dot<Bits>(dots[r][c], w[c], x);
+        for (std::size_t r = 0; r < Rows; ++r) {
+          const I x = quad_of(a + r * stride);
+#pragma GCC unroll 8
+          for (std::size_t c = 0; c < columns; ++c) shorts[r][c].add(q, dots[r][c], w[c], x);
+        }
       }
+#pragma GCC unroll 8
+      for (std::size_t r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+        for (std::size_t c = 0; c < columns; ++c) shorts[r][c].flush(dots[r][c]);
     }
 #pragma GCC unroll 8
     for (std::size_t c = 0; c < columns; ++c) {
