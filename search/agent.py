@@ -97,6 +97,11 @@ class Problem:
             raise BudgetError(f"device {self.device.name!r} cannot tell {self.metric}, which the search needs")
         return value / whole
 
+    def limited(self, share: float) -> Limits:
+        """The limits, and besides the traded cost to be at most this share of the dense model's."""
+        whole = self.dense_cost.metric(self.metric)
+        return Limits((*self.limits.top, (self.metric, share * (whole or 0.0))))
+
     @cached_property
     def cheapest(self) -> Policy:
         """The policy that uses the least of the budget, or costs least where nothing is limited."""
@@ -139,7 +144,9 @@ class Problem:
 
 
 _AGENTS = {
+    "nsga2": "tightrope.search.agents.nsga2:NSGA2",
     "random": "tightrope.search.agents.random:Random",
+    "tpe": "tightrope.search.agents.tpe:TPE",
     "uniform": "tightrope.search.agents.uniform:Uniform",
 }
 

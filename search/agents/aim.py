@@ -1,4 +1,4 @@
-"""What one trial may cost."""
+"""What one trial may cost, and the best trial so far."""
 
 import numpy as np
 
@@ -8,14 +8,17 @@ from tightrope.spaces.budget import Limits
 
 
 class Aim:
-    """The limits of each trial: the budget's, and under an accuracy to be kept a latency below the least that kept it so far.
+    """The limits of each trial.
 
-    That latency is drawn between 0.6 and 1 times the best so far (between the cheapest and the dense policy's before there is
-    one), so that the search presses downwards without knowing how far it will get.
+    Under a budget they are the budget's; `cheaper` is the share of trials that aim lower, at a cost drawn between the cheapest
+    policy's and the most that is allowed, so that the front has more than one end.
+
+    Under an accuracy to be kept, the aim is a latency drawn between 0.6 and 1 times the least that kept it so far (between the
+    cheapest and the dense policy's before there is one): the search presses downwards without knowing how far it will get.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        self._problem = problem
+    def __init__(self, problem: Problem, *, cheaper: float = 0.0) -> None:
+        self._problem, self._cheaper = problem, cheaper
         self.best: Trial | None = None
 
     def tell(self, trial: Trial) -> None:
@@ -27,13 +30,15 @@ class Aim:
             self.best = trial
 
     def limits(self, rng: np.random.Generator) -> Limits:
-        problem = self._problem
+        """The limits of one trial."""
+        problem, least = self._problem, self._problem.price(self._problem.cost(self._problem.cheapest))
         if problem.floor is None:
-            return problem.limits
-        least = problem.price(problem.cost(problem.cheapest))
-        if self.best is None:
+            if rng.random() >= self._cheaper:
+                return problem.limits
+            most = problem.dense_cost.metric(problem.metric) or 1.0
+            share = rng.uniform(least, dict(problem.limits.top).get(problem.metric, most) / most)
+        elif self.best is None:
             share = rng.uniform(least, max(1.0, least))
         else:
             share = max(least, problem.price(self.best.cost) * rng.uniform(0.6, 1.0))
-        most = share * (problem.dense_cost.metric(problem.metric) or 0.0)
-        return Limits((*problem.limits.top, (problem.metric, most)))
+        return problem.limited(share)

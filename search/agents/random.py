@@ -1,4 +1,4 @@
-"""Random search (Bergstra and Bengio 2012), within the budget: the control that every agent must beat."""
+"""Random search (Bergstra and Bengio 2012, "Random search for hyper-parameter optimization"): the control to beat."""
 
 from collections.abc import Mapping
 
@@ -10,20 +10,18 @@ from tightrope.spaces.policy import Policy
 
 
 class Random:
-    """Policies uniform in the space: up to `draws` are drawn and the first that fits is asked; else the last is made to fit."""
+    """Policies drawn uniformly in the space, then made to fit the budget and to use it.
 
-    def __init__(self, problem: Problem, *, draws: int = 8) -> None:
-        self._problem, self._aim, self._draws = problem, Aim(problem), draws
+    Args:
+        cheaper: share of the trials that aim below the budget.
+    """
+
+    def __init__(self, problem: Problem, *, cheaper: float = 0.2) -> None:
+        self._problem, self._aim = problem, Aim(problem, cheaper=cheaper)
 
     def ask(self, number: int) -> Policy:
-        problem, rng = self._problem, self._problem.rng(number)
-        limits = self._aim.limits(rng)
-        points = rng.random((self._draws, problem.space.dimension))
-        policies = [problem.space.decode(p) for p in points]
-        for policy, cost in zip(policies, problem.costs(policies), strict=True):
-            if limits.met(cost):
-                return policy
-        return fit(problem, points[-1], limits)
+        rng = self._problem.rng(number)
+        return fit(self._problem, rng.random(self._problem.space.dimension), self._aim.limits(rng))
 
     def tell(self, trial: Trial) -> None:
         self._aim.tell(trial)

@@ -25,7 +25,7 @@ Point = NDArray[np.float64]
 
 _SWEEPS = 6
 _STEPS = 16
-_PASSES = 4
+_TRIES = 24
 
 
 def cheapest(space: Space, costs: Costs, use: Callable[[Cost], float]) -> Policy:
@@ -65,12 +65,13 @@ def _least(costs: list[Cost], use: Callable[[Cost], float]) -> int:
     return min(range(len(costs)), key=lambda i: use(costs[i]))
 
 
-def fit(problem: Problem, wanted: ArrayLike, limits: Limits | None = None) -> Policy:
-    """The policy of a point of [0,1]^d if it fits, else one near it that does.
+def fit(problem: Problem, wanted: ArrayLike, limits: Limits | None = None, *, fill: bool = True) -> Policy:
+    """A policy that fits, as near as can be to a point of [0,1]^d; with `fill`, grown until the budget is used.
 
-    First the point moves along a straight line towards the cheapest policy, so that every decision gives in by the same share,
-    to the farthest of `_STEPS` places (and then of `_STEPS` between that one and the next) that fits. What is left of the
-    budget is then given back: one option at a time towards what was wanted, the decisions that gave in most first.
+    A point over budget moves along a straight line towards the cheapest policy, so that every decision gives in by the same
+    share, to the farthest of `_STEPS` places (and then of `_STEPS` between that one and the next) that fits; what is left is
+    given back one option at a time. `fill` goes on in the same way towards the dense policy: what costs less than it may
+    has given away accuracy for nothing.
 
     Args:
         wanted: `d`-dim point.
@@ -79,40 +80,54 @@ def fit(problem: Problem, wanted: ArrayLike, limits: Limits | None = None) -> Po
     space, limits = problem.space, limits or problem.limits
     goal: Point = np.asarray(wanted, dtype=np.float64)
 
-    def fits(point: Point) -> bool:
-        return limits.met(problem.cost(space.decode(point)))
+    def fits(points: Sequence[Point]) -> list[bool]:
+        return [limits.met(cost) for cost in problem.costs([space.decode(p) for p in points])]
 
-    if fits(goal):
-        return space.decode(goal)
-    low = space.encode(problem.cheapest)
-    if not fits(low):
-        return problem.cheapest
+    point = goal
+    if not fits([point])[0]:
+        low = space.encode(problem.cheapest)
+        if not fits([low])[0]:
+            return problem.cheapest
+        point = _climb(space, _along(low, goal, fits), goal, fits)
+    if fill:
+        dense = np.ones(space.dimension)
+        point = _climb(space, _along(point, dense, fits), dense, fits)
+    return space.decode(point)
+
+
+Fits = Callable[[Sequence[Point]], list[bool]]
+
+
+def _along(start: Point, goal: Point, fits: Fits) -> Point:
+    """The farthest place found on the line from `start`, which fits, to `goal`."""
     share, width = 0.0, 1.0
     for _ in range(2):
-        places = share + width * np.arange(_STEPS) / _STEPS
-        line = [space.decode(low + t * (goal - low)) for t in places]
-        found = [t for t, cost in zip(places, problem.costs(line), strict=True) if limits.met(cost)]
-        share, width = max(found, default=0.0), width / _STEPS
-    point = low + share * (goal - low)
-    return space.decode(_give_back(space, point, goal, fits))
+        places = share + width * np.arange(1, _STEPS) / _STEPS
+        inside = fits([start + t * (goal - start) for t in places])
+        share, width = max((t for t, ok in zip(places, inside, strict=True) if ok), default=share), width / _STEPS
+    return start + share * (goal - start)
 
 
-def _give_back(space: Space, point: Point, goal: Point, fits: Callable[[Point], bool]) -> Point:
-    """Move `point`, which fits, one option towards `goal` in as many coordinates as still fit, in bounded steps."""
-    options = np.array([len(v.options) for v in space.variables])
-    moved = point + np.clip(goal - point, -1 / options, 1 / options)
-    order = np.argsort(-np.abs(goal - point) * options, kind="stable")
-    order = order[moved[order] != point[order]]
-    for _ in range(_PASSES):
-        if not len(order):
-            break
+def _climb(space: Space, start: Point, goal: Point, fits: Fits) -> Point:
+    """Move `start`, which fits, towards `goal` one option of one decision at a time, those that are farthest first.
+
+    As many moves as fit together are found by bisection; the one that does not fit is left out from then on. At most `_TRIES`
+    points are asked for.
+    """
+    options, point, tries = np.array([len(v.options) for v in space.variables]), start, 0
+    left = set(np.flatnonzero(start != goal).tolist())
+    while left and tries < _TRIES:
+        moved = point + np.clip(goal - point, -1 / options, 1 / options)
+        order = sorted(left, key=lambda i: (-abs(goal[i] - point[i]) * options[i], i))
         done, over = 0, len(order) + 1  # the first `done` moves fit, the first `over` do not
-        while over - done > 1:
-            middle = (done + over) // 2
-            trial = point.copy()
-            trial[order[:middle]] = moved[order[:middle]]
-            done, over = (middle, over) if fits(trial) else (done, middle)
+        while over - done > 1 and tries < _TRIES:
+            middle = (done + over + 1) // 2
+            tried = point.copy()
+            tried[order[:middle]] = moved[order[:middle]]
+            done, over = (middle, over) if fits([tried])[0] else (done, middle)
+            tries += 1
         point = point.copy()
         point[order[:done]] = moved[order[:done]]
-        order = order[over:]
+        left -= set(order[done:over])
+        left -= {i for i in order[:done] if point[i] == goal[i]}
     return point

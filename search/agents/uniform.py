@@ -3,52 +3,77 @@
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tightrope.search.agent import Problem
 from tightrope.search.agents.aim import Aim
 from tightrope.search.agents.repair import fit
 from tightrope.search.trial import Trial
+from tightrope.spaces.budget import Limits
 from tightrope.spaces.policy import Policy, unique
 from tightrope.spaces.space import Space
 
 
 class Uniform:
-    """First, for each precision of the space, the largest even share that fits; then small changes around the best of them.
+    """First, for each precision of the space, the largest even share that fits; then small changes to the best of these.
 
     Args:
         spread: standard deviation of the changes, in [0,1]^d.
     """
 
     def __init__(self, problem: Problem, *, spread: float = 0.08) -> None:
-        self._problem, self._aim, self._spread = problem, Aim(problem), spread
-        self._even: list[Policy] | None = None
+        self._problem, self._even, self._spread = problem, Even(problem), spread
+        self._aim, self._best = Aim(problem), Aim(problem)
 
     def ask(self, number: int) -> Policy:
-        problem, rng = self._problem, self._problem.rng(number)
-        if self._even is None:
-            self._even = even_policies(problem)
-        if number < len(self._even):
-            return self._even[number]
-        centre = problem.space.encode(self._even[0] if self._aim.best is None else self._aim.best.policy)
+        problem, rng, even = self._problem, self._problem.rng(number), self._even.policies
+        if number < len(even):
+            return even[number]
+        centre = problem.space.encode(even[0] if self._best.best is None else self._best.best.policy)
         point = np.clip(centre + rng.normal(0, self._spread, centre.shape), 0, 1)
         return fit(problem, point, self._aim.limits(rng))
 
     def tell(self, trial: Trial) -> None:
         self._aim.tell(trial)
+        if trial.number < len(self._even.policies):
+            self._best.tell(trial)
 
     def losses(self) -> Mapping[str, float]:
         return {}
 
 
-def even_policies(problem: Problem) -> list[Policy]:
-    """For each bit pair, the policy of the largest even share within the limits; the least share made to fit if none is."""
-    space, found = problem.space, []
-    for pair in sorted({p for offered in space.pairs.values() for p in offered}, reverse=True):
-        policies = [space.uniform(share, pair) for share in even_shares(space)]
-        fitting = [p for p, cost in zip(policies, problem.costs(policies), strict=True) if problem.limits.met(cost)]
-        if fitting:
-            found.append(fitting[-1])
-    return unique(found) or [fit(problem, space.encode(space.uniform(0.0, (8, 8))))]
+class Even:
+    """The even policies of a problem, a good place to begin any search; worked out at the first use."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._policies: list[Policy] | None = None
+
+    @property
+    def policies(self) -> list[Policy]:
+        """For each bit pair, the policy of the largest even share within the limits; the least one made to fit if none is.
+
+        Under an accuracy to be kept, those of 0.75, 0.5 and 0.25 times the dense cost.
+        """
+        if self._policies is None:
+            problem = self._problem
+            aims = [problem.limits] if problem.floor is None else [problem.limited(share) for share in (0.75, 0.5, 0.25)]
+            found = [p for limits in aims for p in self._within(limits)]
+            self._policies = unique(found) or [fit(problem, problem.space.encode(problem.space.uniform(0.0, (8, 8))))]
+        return self._policies
+
+    def _within(self, limits: Limits) -> list[Policy]:
+        space, found = self._problem.space, []
+        for pair in sorted({p for offered in space.pairs.values() for p in offered}, reverse=True):
+            policies = [space.uniform(share, pair) for share in even_shares(space)]
+            fitting = [p for p, cost in zip(policies, self._problem.costs(policies), strict=True) if limits.met(cost)]
+            found += fitting[-1:]
+        return found
+
+    def near(self, number: int, rng: np.random.Generator, spread: float) -> NDArray[np.float64]:
+        """A point near one of the even policies, which take turns; `spread` is its standard deviation in [0,1]^d."""
+        centre = self._problem.space.encode(self.policies[number % len(self.policies)])
+        return np.clip(centre + rng.normal(0, spread, centre.shape), 0, 1)
 
 
 def even_shares(space: Space) -> list[float]:
