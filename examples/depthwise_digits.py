@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tightrope.search import demo_task
 
-SCHEDULE = demo_task.Schedule(epochs=8)
+SCHEDULE = demo_task.Schedule()
 
 
 class InvertedResidual(nn.Module):
@@ -29,21 +29,25 @@ class InvertedResidual(nn.Module):
 
 
 class DepthwiseNet(nn.Module):
-    """A stem, five inverted residuals, a 1x1 head: [b, in_channels, h, w] -> [b, classes] logits."""
+    """A stem, five inverted residuals, a 1x1 head: [b, in_channels, h, w] -> [b, classes] logits.
 
-    def __init__(self, *, in_channels: int = 1, classes: int = 10, stem_stride: int = 1) -> None:
+    `width` multiplies the number of channels everywhere.
+    """
+
+    def __init__(self, *, in_channels: int = 1, classes: int = 10, stem_stride: int = 1, width: float = 1) -> None:
         super().__init__()
-        self.stem = _conv(in_channels, 24, 3, stride=stem_stride)
+        narrow, middle, wide, last = (round(width * channels) for channels in (24, 40, 80, 160))
+        self.stem = _conv(in_channels, narrow, 3, stride=stem_stride)
         self.blocks = nn.Sequential(
-            InvertedResidual(24, 24, stride=1, expand=2),
-            InvertedResidual(24, 40, stride=2, expand=4),
-            InvertedResidual(40, 40, stride=1, expand=4),
-            InvertedResidual(40, 80, stride=2, expand=4),
-            InvertedResidual(80, 80, stride=1, expand=4),
+            InvertedResidual(narrow, narrow, stride=1, expand=2),
+            InvertedResidual(narrow, middle, stride=2, expand=4),
+            InvertedResidual(middle, middle, stride=1, expand=4),
+            InvertedResidual(middle, wide, stride=2, expand=4),
+            InvertedResidual(wide, wide, stride=1, expand=4),
         )
-        self.last = _conv(80, 160, 1)
+        self.last = _conv(wide, last, 1)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(160, classes)
+        self.head = nn.Linear(last, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.last(self.blocks(self.stem(x)))

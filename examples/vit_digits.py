@@ -4,6 +4,7 @@ Patches, a learnt position embedding, pre-norm blocks, the mean over tokens: aft
 worth 16x16 words", and Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k".
 """
 
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -49,7 +50,11 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """[b, in_channels, side, side] -> [b, classes] logits; `patch` divides `side`, both in pixels."""
+    """[b, in_channels, side, side] -> [b, classes] logits; `patch` divides `side`, both in pixels.
+
+    `stem` has the widths of pairs of 3x3 convolutions, each halving the image before it is cut up (Xiao et al. 2021, "Early
+    convolutions help transformers see better"); a patch counts pixels of the whole image all the same.
+    """
 
     def __init__(
         self,
@@ -60,23 +65,35 @@ class VisionTransformer(nn.Module):
         depth: int = 4,
         heads: int = 4,
         hidden: int = 128,
+        stem: tuple[int, ...] = (),
         in_channels: int = 1,
         classes: int = 10,
     ) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(in_channels, dim, patch, patch)
+        channels = (in_channels, *stem)
+        self.stem = nn.Sequential(*(_halved(c_in, c_out) for c_in, c_out in pairwise(channels)))
+        self.patches = nn.Conv2d(channels[-1], dim, patch >> len(stem), patch >> len(stem))
         self.position = nn.Parameter(0.02 * torch.randn(1, (side // patch) ** 2, dim))
         self.blocks = nn.Sequential(*(Block(dim, heads, hidden) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.patches(x).flatten(2).transpose(1, 2) + self.position
+        x = self.patches(self.stem(x)).flatten(2).transpose(1, 2) + self.position
         return cast(Tensor, self.head(self.norm(self.blocks(x)).mean(1)))
 
 
+def _halved(c_in: int, c_out: int) -> nn.Sequential:
+    """Two convolutions, the first at stride 2: [b, c_in, h, w] -> [b, c_out, h / 2, w / 2]."""
+    layers: list[nn.Module] = []
+    for channels, stride in ((c_in, 2), (c_out, 1)):
+        convolution = nn.Conv2d(channels, c_out, 3, stride, padding=1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(c_out), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
 def build(seed: int = 0) -> nn.Module:
-    """The net trained on the digits: about a minute at first use, then read from the cache."""
+    """The net trained on the digits: about 90 CPU seconds at first use, then read from the cache."""
     model = demo_task.initialised(VisionTransformer, seed)
     return demo_task.remember("vit-digits", model, lambda: demo_task.arrays("train"), SCHEDULE, seed=seed)
 

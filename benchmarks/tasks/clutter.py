@@ -35,12 +35,12 @@ class Difficulty:
 
     side: int = 40
     rotate: float = 20.0
-    scale: tuple[float, float] = (0.8, 1.25)
+    scale: tuple[float, float] = (0.85, 1.25)
     shear: float = 0.25
-    shift: float = 6.0
-    pieces: int = 6
-    piece: int = 8
-    contrast: float = 0.4
+    shift: float = 4.0
+    pieces: int = 5
+    piece: int = 7
+    contrast: float = 0.3
     noise: float = 0.08
     canvases: tuple[int, int, int, int] = (6, 1, 2, 2)
     """Canvases drawn of each source digit, for each of `SPLITS`."""
@@ -94,9 +94,8 @@ def _unit(images: npt.NDArray[np.uint8]) -> FloatArray:
 
 
 def _gradient(n: int, side: int, rng: np.random.Generator) -> FloatArray:
-    """Backgrounds [n, 3, side, side]: each a plain run from one colour to a similar one, in any direction."""
-    start = rng.random((n, 3), dtype=np.float32)
-    stop = start + 0.3 * (rng.random((n, 3), dtype=np.float32) - 0.5)
+    """Backgrounds [n, 3, side, side]: each runs from one dark colour to another, in any direction."""
+    start, stop = 0.4 * rng.random((2, n, 3), dtype=np.float32)
     angle = 2 * np.pi * rng.random((n, 1, 1), dtype=np.float32)
     place = np.linspace(-0.5, 0.5, side, dtype=np.float32)
     along = 0.5 + 0.7 * (np.cos(angle) * place + np.sin(angle) * place[:, None])
@@ -105,10 +104,12 @@ def _gradient(n: int, side: int, rng: np.random.Generator) -> FloatArray:
 
 
 def _colour(ground: FloatArray, contrast: float, rng: np.random.Generator) -> FloatArray:
-    """Colours [n, 3], each at least `contrast` away in the mean over channels from its `ground` [n, 3]: the best of 8 draws
-    stands in where none is far enough."""
-    drawn = rng.random((len(ground), 8, 3), dtype=np.float32)
-    distance = np.abs(drawn - ground[:, None]).mean(2)
+    """Bright colours [n, 3], each by `contrast` or more brighter than its `ground` [n, 3] in the mean over channels.
+
+    The brightest of 8 draws stands in where none is bright enough.
+    """
+    drawn = 0.4 + 0.6 * rng.random((len(ground), 8, 3), dtype=np.float32)
+    distance = (drawn - ground[:, None]).mean(2)
     far = distance >= contrast
     chosen = np.where(far.any(1), far.argmax(1), distance.argmax(1))
     best: FloatArray = drawn[np.arange(len(ground)), chosen]
@@ -175,7 +176,7 @@ def _warped(images: FloatArray, affine: FloatArray, side: int) -> FloatArray:
 
 def normalised(images: npt.NDArray[np.uint8]) -> torch.Tensor:
     """Images uint8 [n, 3, side, side] as float32 of about zero mean and unit spread."""
-    return torch.from_numpy(images).float().sub_(127.5).div_(64.0)
+    return torch.from_numpy(images).float().sub_(80.0).div_(60.0)
 
 
 class Batches(Sequence[Batch]):

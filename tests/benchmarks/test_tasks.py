@@ -109,10 +109,9 @@ def test_a_stamp_is_a_window_of_the_digit() -> None:
 
 
 def test_colours_keep_their_distance() -> None:
-    ground = np.full((200, 3), 0.5, np.float32)
-    drawn = _colour(ground, 0.3, np.random.default_rng(0))
-    distance = np.abs(drawn - ground).mean(1)
-    assert (distance >= 0.3).mean() > 0.9
+    ground = np.full((200, 3), 0.4, np.float32)
+    distance = (_colour(ground, 0.3, np.random.default_rng(0)) - ground).mean(1)
+    assert (distance >= 0.3).mean() > 0.95
     assert distance.min() > 0.2
 
 
@@ -128,8 +127,8 @@ def test_batches_are_a_sequence_that_can_be_read_twice() -> None:
     with pytest.raises(IndexError):
         batches[3]
     scaled = torch.cat([x for x, _ in batches])
-    assert abs(float(scaled.mean())) < 0.2
-    assert 0.8 < float(scaled.std()) < 1.3
+    assert abs(float(scaled.mean())) < 0.4
+    assert 0.7 < float(scaled.std()) < 1.3
 
 
 @pytest.mark.parametrize("net", tasks.NETS)

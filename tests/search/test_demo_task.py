@@ -4,6 +4,7 @@ import builtins
 import hashlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,15 @@ from tightrope.search.demo_task import BasicBlock, ResNet, Schedule, accuracy, a
 from tightrope.spaces.errors import MissingExtra
 
 SIZES = {"train": 3000, "calibration": 400, "search": 1000, "test": 1000}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """On a shared machine two threads wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_sizes_shapes_and_types() -> None:
