@@ -29,8 +29,8 @@ def test_a_chain_needs_the_largest_input_and_output_together() -> None:
 
 
 def test_a_residual_keeps_its_shortcut() -> None:
-    block = net(("a", "layer", ("input",), 40), ("b", "layer", ("a",), 30), ("c", "layer", ("b",), 40), ("add", "add", ("c", "a"), 40),
-                ("d", "layer", ("add",), 10))  # fmt: skip
+    branch = ("a", "layer", ("input",), 40), ("b", "layer", ("a",), 30), ("c", "layer", ("b",), 40)
+    block = net(*branch, ("add", "add", ("c", "a"), 40), ("d", "layer", ("add",), 10))
     assert peak(block, 8, 8, 8, 8) == 40 + 40 + 40
 
 
