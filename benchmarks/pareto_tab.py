@@ -60,7 +60,8 @@ FRAMES = """async (steps) => {
 @contextmanager
 def served(logdir: Path, which: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A TensorBoard in a process of its own."""
-    process = subprocess.Popen([sys.executable, "-c", SERVER, str(logdir), which], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", SERVER, logdir.name, which]
+    process = subprocess.Popen(command, cwd=logdir.parent, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         yield process, process.stdout.readline().strip()

@@ -193,7 +193,8 @@ class Run:
             "layers": None,
             "problem": "",
         }
-        answer["latency"] = record.get("layer_latency_ms")
+        shares = record.get("layer_latency_ms")
+        answer["latency"] = {_text(k): v for k, v in shares.items() if _number(v) >= 0} if isinstance(shares, dict) else None
         try:
             answer["layers"] = layers(self.network(), Policy.from_json(policy))
         except TightropeError as error:

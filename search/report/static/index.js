@@ -668,15 +668,14 @@ class App {
       const { kind, failed } = run.columns;
       let trials = 0, lost = 0;
       for (let i = 0; i < run.count; i++) if (kind[i] === KIND.trial) { trials++; if (Number.isFinite(failed[i])) lost++; }
-      const facts = [`${trials.toLocaleString("en-GB")} trials${lost ? `, ${lost} failed` : ""}`];
-      if (run.visible && run.count) {
-        facts.push(`front ${run.front.length}${this.shown.length > 1 ? ` · joint front ${share} of ${this.joint.length}` : ""}`);
-        facts.push(`hypervolume ${digits(run.volume, 4)}`);
-      }
+      const of = this.shown.length > 1 ? ` · joint front ${share} of ${this.joint.length}` : "";
+      const facts = [[run.study.agent, run.study.device].filter(Boolean).join(" on "), `${trials.toLocaleString("en-GB")} trials${lost ? `, ${lost} failed` : ""}`];
+      if (run.visible && run.count) facts.push(`front ${run.front.length}${of}`, `hypervolume ${digits(run.volume, 4)}`);
       if (run.bad) facts.push(`${run.bad} unreadable lines`);
+      if (this.runs.size > 6) facts.splice(0, 2, facts.slice(0, 2).join(" · ")); // many runs: fewer lines each
       const box = element("input", { type: "checkbox", checked: run.visible, "data-run": run.id, change: (e) => { run.visible = e.target.checked; this.changed(); } });
       return element("li", {}, element("label", {}, box, this.mark(run), element("span", { class: "name", title: run.name }, run.name),
-        element("span", { class: "facts" }, [run.study.agent, run.study.device].filter(Boolean).join(" on "), run.study.simulated ? [" ", element("span", { class: "badge loud" }, "simulated")] : null),
+        run.study.simulated ? element("span", { class: "facts" }, element("span", { class: "badge loud" }, "simulated")) : null,
         facts.map((fact) => element("span", { class: "facts" }, fact))));
     }));
     if (focused) this.parts.list.querySelector(`[data-run="${focused}"]`)?.focus();
@@ -696,6 +695,7 @@ class App {
     parts.push(entry(SHAPES[0], { fill: this.theme("infeasible"), opacity: 0.7 }, "not within the budget"));
     const controls = new Set(this.points.filter((p) => p.kind === KIND.control || p.kind === KIND.dense).map((p) => p.run.text("label", p.index)));
     for (const name of controls) parts.push(entry(CONTROL_SHAPES[name] ?? SHAPES[1], { fill: this.theme("ink") }, name));
+    if (this.points.some((p) => this.best.get(p.run) === p.index)) parts.push(element("span", {}, shape("svg", { class: "mark", viewBox: "-8 -8 16 16", "aria-hidden": "true" }, shape("circle", { r: 6, fill: "none", stroke: this.theme("ink"), "stroke-width": 2 })), "best"));
     if (this.points.some((p) => p.kind === KIND.final)) parts.push(entry("M-5,0H5M0,-5V5", { stroke: this.theme("ink"), "stroke-width": 2 }, "fine-tuned"));
     this.parts.legend.replaceChildren(...parts);
   }
@@ -825,7 +825,7 @@ class App {
     const bar = (share, text, className = "", was = null) => element("div", { class: `bar ${className}` }, element("i", { style: `width:${(100 * clamp(share, 0, 1)).toFixed(1)}%` }), was === null ? null : element("u", { style: `left:${(100 * clamp(was, 0, 1)).toFixed(1)}%` }), element("span", {}, text));
     const bits = (value, old) => {
       const colour = this.ramp("heat", bitShare(value));
-      return element("td", { class: "bits" }, element("span", { style: `background:${colour};color:${this.textOn(colour)}`, title: value === 32 ? "floating point" : `${value} bits` }, value === 32 ? "fp" : value), old !== undefined && old !== value ? element("small", { class: "was" }, `was ${old === 32 ? "fp" : old}`) : null);
+      return element("td", { class: "bits" }, element("span", { style: `background:${colour};color:${this.textOn(colour)}`, title: value === 32 ? "floating point" : `${value} bits` }, value === 32 ? "fp" : value), old !== undefined && old !== value ? element("small", { class: "was" }, `(${old === 32 ? "fp" : old})`) : null);
     };
     const row = (layer) => {
       const old = before.get(layer.name);
@@ -833,12 +833,12 @@ class App {
       return element("tr", { class: changed ? "changed" : "", "data-layer": layer.name },
         element("td", { class: "layer", title: `${layer.name} · ${layer.kind} ${layer.kernel.join("×")}` }, element("bdi", {}, layer.name)),
         element("td", { title: `${layer.channels} of ${layer.of_channels} channels` }, bar(layer.channels / layer.of_channels, `${layer.channels}/${layer.of_channels}`, "", old && old.channels !== layer.channels ? old.channels / old.of_channels : null)),
-        element("td", { title: layer.rank ? `rank ${layer.rank} of ${layer.of_rank}, ${layer.form}` : "not factorised" }, layer.rank ? bar(layer.rank / layer.of_rank, `${layer.rank}/${layer.of_rank}`) : element("span", { class: "muted" }, "–"), old && old.rank !== layer.rank ? element("small", { class: "was" }, `was ${old.rank ?? "whole"}`) : null),
+        element("td", { title: layer.rank ? `rank ${layer.rank} of ${layer.of_rank}, ${layer.form}` : "not factorised" }, layer.rank ? bar(layer.rank / layer.of_rank, `${layer.rank}/${layer.of_rank}`) : element("span", { class: "muted" }, "–"), old && old.rank !== layer.rank ? element("small", { class: "was" }, `(${old.rank ?? "whole"})`) : null),
         bits(layer.weight_bits, old?.weight_bits), bits(layer.act_bits, old?.act_bits),
         shares.map(([key, name, share], i) => element("td", { title: `${digits(100 * share(layer), 3)} % of ${name}` }, bar(share(layer) / tops[i], `${digits(100 * share(layer), 2)}%`, "share"))));
     };
     const heads = ["layer", "channels", "rank"].map((t) => element("th", { scope: "col" }, t));
-    return element("section", {}, element("h3", {}, pinned ? `Policy, against ${this.pinned.run.title(this.pinned.index)}` : "Policy"),
+    return element("section", {}, element("h3", {}, pinned ? `Policy, and in brackets that of ${this.pinned.run.title(this.pinned.index).toLowerCase()}` : "Policy"),
       element("table", { class: "policy" }, element("thead", {}, element("tr", {}, heads, ["W", "A"].map((t) => element("th", { class: "bits", scope: "col", title: t === "W" ? "weight bits" : "activation bits" }, t)), shares.map(([, name]) => element("th", { scope: "col", title: `share of ${name}` }, name)))),
         element("tbody", {}, detail.layers.map(row))),
       element("p", { class: "hint" }, "W, A: bits of weights and activations (fp: floating point). Bars on the right: the layer’s share of the compressed model", timed ? "." : "; the device gave no latency by layer."));
@@ -891,7 +891,7 @@ class Plot {
       const x = this.px(back(at, logX, divX));
       nodes.push(shape("line", { class: "grid", x1: x, x2: x, y1: top, y2: bottom }), shape("text", { x, y: bottom + 16, "text-anchor": "middle" }, text));
     }
-    for (const [at, text] of ticks(...shift(this.view.y, logY, divY), logY, Math.max(2, (bottom - top) / 50))) {
+    for (const [at, text] of ticks(...shift(this.view.y, logY, divY), logY, Math.max(3, (bottom - top) / 45))) {
       const y = this.py(back(at, logY, divY));
       nodes.push(shape("line", { class: "grid", x1: left, x2: right, y1: y, y2: y }), shape("text", { x: left - 8, y: y + 4, "text-anchor": "end" }, text));
     }
@@ -1203,7 +1203,8 @@ class Scatter extends Plot {
     const { app } = this;
     if (!app.state.errors) return [];
     const few = app.points.length <= 60;
-    return app.points.filter((p) => p.front || p.kind === KIND.control || few).flatMap((p) => this.errorBar(p));
+    const many = app.shown.length > 4;
+    return app.points.filter((p) => (many ? p.joint : p.front || p.kind === KIND.control) || few).flatMap((p) => this.errorBar(p));
   }
 
   controls() {
@@ -1406,7 +1407,7 @@ class TimeLine extends Plot {
           next = area(front, this.reference) / this.reference.span;
         }
       }
-      if (next !== value) steps.push([clock, (value = next)]);
+      if (Number.isFinite(next) && next !== value) steps.push([clock, (value = next)]);
     }
     const found = { key, steps, end: clock, least };
     this.cache.set(run.id, found);

@@ -1,8 +1,15 @@
 """The routes of the plug-in, from a real TensorBoard."""
 
-import urllib.error
+import importlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import tomllib
 import urllib.request
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -79,11 +86,37 @@ def test_an_empty_log_folder_is_no_error(tmp_path: Path, tensorboard: Start) -> 
 
 
 def test_the_plugin_is_found_by_its_entry_point() -> None:
-    import tomllib
-
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
     module, _, name = project["project"]["entry-points"]["tensorboard_plugins"]["pareto"].partition(":")
-    import importlib
-
     plugin = getattr(importlib.import_module(module), name)
     assert plugin.plugin_name == "pareto"
+
+
+def test_the_command_tensorboard_has_the_tab(tmp_path: Path) -> None:
+    """`tensorboard --logdir`, as a user starts it, with its own data server, finds the plug-in where the package is installed."""
+    sample_runs.write_run(tmp_path / "runs" / "net", trials=5)
+    environment = dict(os.environ)
+    if not any(point.name == "pareto" for point in entry_points(group="tensorboard_plugins")):  # a checkout that is not installed
+        metadata = tmp_path / "site" / "tightrope_checkout-0.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: tightrope-checkout\nVersion: 0\n")
+        (metadata / "entry_points.txt").write_text("[tensorboard_plugins]\npareto = tightrope.search.report.plugin:ParetoPlugin\n")
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(metadata.parent), environment.get("PYTHONPATH")]))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", "runs", "--host", "127.0.0.1", "--port", str(port)]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 60
+        while True:
+            try:
+                runs = get(f"http://127.0.0.1:{port}/", "/runs").json["runs"]
+                break
+            except (OSError, ValueError):
+                assert process.poll() is None and time.monotonic() < end
+                time.sleep(0.3)
+        assert [(run["name"], run["command"]) for run in runs] == [("net", "tightrope export runs/net")]
+    finally:
+        process.terminate()
+        process.wait(timeout=20)

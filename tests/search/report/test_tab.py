@@ -302,3 +302,19 @@ def test_light_dark_and_large(tmp_path: Path, tensorboard: Callable[[Path], str]
     frame.page.set_viewport_size({"width": 720, "height": 600})
     frame.page.wait_for_timeout(300)
     assert frame.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_many_trials_are_drawn_on_a_canvas(tmp_path: Path, tensorboard: Callable[[Path], str], tab: Callable[..., Any]) -> None:
+    journal = sample_runs.write_run(tmp_path / "net", trials=100)
+    trials = [line for line in journal if line["kind"] == "trial" and line["score"]]
+    again = [{**trials[k % len(trials)], "number": k} for k in range(100, 2000)]
+    write_lines(tmp_path / "net", again)
+    frame = tab(tensorboard(tmp_path))
+    frame.wait_for_function(f"() => Number(document.querySelector('.scatter').dataset.drawn) === {len(trials) + len(again)}")
+    inked = "document.querySelector('canvas').getContext('2d').getImageData(0, 0, 2000, 2000).data.some((v) => v > 0)"
+    assert frame.evaluate(inked)
+    front = frame.query_selector_all(".trial")
+    assert 0 < len(front) < 100 and all("on-front" in e.get_attribute("class") for e in front)
+    number = int(front[0].get_attribute("data-number"))
+    click_trial(frame, number)
+    assert shown_policy(frame)["stem"][0] == expected_policy(journal[1 + number]["policy"])["stem"][0]
