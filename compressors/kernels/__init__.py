@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,10 @@ else:
 T = TypeVar("T", bound=np.generic)
 
 __all__ = [
+    "clip_range",
     "clip_scales",
     "encode",
+    "histogram",
     "isa",
     "isas",
     "pack_bits",
@@ -167,6 +169,85 @@ def quantize_per_channel(weight: NDArray[np.float32], bits: int, ratios: int = 1
     """
     scales = clip_scales(weight, [bits], ratios)[0]
     return encode(weight, scales, bits), scales
+
+
+def histogram(
+    values: NDArray[np.float32], low: float, high: float, *, bins: int = 2048, into: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """Count activations in equal bins of `[low, high]`; what lies outside goes to the end bins.
+
+    Args:
+        values: any shape, no NaN.
+        low, high: the range, finite, `low < high`.
+        bins: number of bins, where `into` is not given.
+        into: counts of an earlier batch, added to in place.
+    Returns:
+        `bins` counts.
+    """
+    values = _checked("values", np.ravel(values), np.float32, 1)
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise ValueError(f"low and high must be finite, low below high, got low={low}, high={high}")
+    if into is None and bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    counts = np.zeros(bins, np.int64) if into is None else _checked("into", into, np.int64, 1)
+    if into is not None and (counts is not into or not counts.size):
+        raise ValueError("into must be contiguous and hold at least one bin")
+    nan = (_kernels if _COMPILED else reference).histogram(values, low, high, counts)
+    if nan:
+        raise ValueError(f"values must hold no NaN, got {nan} of {values.size}")
+    return counts
+
+
+def clip_range(
+    counts: NDArray[np.int64],
+    low: float,
+    high: float,
+    method: Literal["percentile", "squared_error", "entropy"],
+    *,
+    bits: int = 8,
+    percentile: float = 99.99,
+    ratios: int = 100,
+) -> tuple[float, float]:
+    """The range to quantise activations in, chosen from their histogram.
+
+    "percentile" leaves `(100 - percentile) / 2` percent out at either end (all of it at the top where nothing is
+    negative). "squared_error" and "entropy" try the ranges `[r * low, r * high]` for `r = 1/ratios .. 1` and keep the one
+    whose quantisation to `2**bits` levels has the least squared error, or the least Kullback-Leibler divergence from the
+    clipped distribution (Migacz, GTC 2017; ranges of fewer bins than levels are not tried).
+
+    Args:
+        counts: `bins` counts over `[low, high]`, see `histogram`; not all zero.
+        low, high: `low <= 0 <= high`, `low < high`.
+    Returns:
+        The clipped `(low, high)`, which holds 0.
+    """
+    counts = _checked("counts", counts, np.int64, 1)
+    _checked_bits(bits)
+    if not (np.isfinite([low, high]).all() and low <= 0 <= high and low < high):
+        raise ValueError(f"low <= 0 <= high and low < high must hold, got low={low}, high={high}")
+    if not counts.size or counts.min() < 0 or not counts.any():
+        raise ValueError("counts must be non-negative and not all zero")
+    if not 1 <= ratios <= 10_000:
+        raise ValueError(f"ratios must lie in [1, 10000], got {ratios}")
+    if method == "percentile":
+        if not 50 <= percentile <= 100:
+            raise ValueError(f"percentile must lie in [50, 100], got {percentile}")
+        return _percentile_range(counts, low, high, 1 - percentile / 100)
+    if method not in ("squared_error", "entropy"):
+        raise ValueError(f"method must be percentile, squared_error or entropy, got {method!r}")
+    twin = _kernels if _COMPILED else reference
+    ratio = twin.histogram_ratio(counts, low, high, method == "entropy", bits, ratios) / ratios
+    return ratio * low, ratio * high
+
+
+def _percentile_range(counts: NDArray[np.int64], low: float, high: float, left_out: float) -> tuple[float, float]:
+    """Bin edges that leave at most `left_out` of the counts outside, half at either end."""
+    share = np.cumsum(counts) / counts.sum()
+    edges = np.linspace(low, high, counts.size + 1)
+    below = left_out / 2 if low < 0 else 0.0
+    first = int(np.searchsorted(share, below, side="right"))
+    last = int(np.searchsorted(share, 1 - (left_out - below) - 1e-12))
+    return min(float(edges[first]), 0.0), max(float(edges[last + 1]), 0.0)
 
 
 def _checked_bits(bits: int) -> int:

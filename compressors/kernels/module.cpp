@@ -6,7 +6,9 @@
 #include <cmath>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
+#include "histogram.h"
 #include "kernels.h"
 
 namespace nb = nanobind;
@@ -79,6 +81,23 @@ void encode(Array<const float, Matrix> weight, Array<const float, Flat> scales, 
     k.encode(weight.data() + c * n, n, scales.data()[c], (1 << (bits - 1)) - 1, codes.data() + c * n);
 }
 
+std::size_t histogram(Array<const float, Flat> values, float low, float high, Array<std::int64_t, Flat> counts) {
+  require(std::isfinite(low) && std::isfinite(high) && low < high, "low and high must be finite, low below high");
+  require(counts.size() >= 1, "counts must hold at least one bin");
+  nb::gil_scoped_release release;
+  return add_to_histogram(values.data(), values.size(), low, high, counts.size(), counts.data());
+}
+
+int histogram_ratio(Array<const std::int64_t, Flat> counts, double low, double high, bool entropy, int bits, int ratios) {
+  require_bits(bits);
+  require(low <= 0.0 && high >= 0.0 && low < high && std::isfinite(high - low), "low <= 0 <= high must hold, and low < high");
+  require(ratios >= 1 && ratios <= 10000, "ratios must lie in [1, 10000]");
+  std::vector<double> scratch(static_cast<std::size_t>(2) << bits);
+  nb::gil_scoped_release release;
+  return best_ratio(counts.data(), counts.size(), low, high, entropy ? Loss::entropy : Loss::squared_error, 1 << bits,
+                    ratios, scratch.data());
+}
+
 Layout layout(std::size_t n, std::size_t k, int bits, std::size_t group) {
   require_bits(bits);
   require(n >= 1 && k >= 1 && n < (std::size_t{1} << 31) && k < (std::size_t{1} << 31), "n and k must lie in [1, 2^31)");
@@ -149,6 +168,10 @@ NB_MODULE(_kernels, m) {
         nb::arg("scales").noconvert(), nb::arg("isa") = "");
   m.def("encode", encode, nb::arg("weight").noconvert(), nb::arg("scales").noconvert(), nb::arg("bits"),
         nb::arg("codes").noconvert(), nb::arg("isa") = "");
+  m.def("histogram", histogram, nb::arg("values").noconvert(), nb::arg("low"), nb::arg("high"),
+        nb::arg("counts").noconvert());
+  m.def("histogram_ratio", histogram_ratio, nb::arg("counts").noconvert(), nb::arg("low"), nb::arg("high"),
+        nb::arg("entropy"), nb::arg("bits"), nb::arg("ratios"));
   m.def("linear_bytes", [](std::size_t n, std::size_t k, int bits, std::size_t group) { return layout(n, k, bits, group).bytes(); },
         nb::arg("n"), nb::arg("k"), nb::arg("bits"), nb::arg("group"));
   m.def("pack_linear", pack_linear, nb::arg("codes").noconvert(), nb::arg("scales").noconvert(),

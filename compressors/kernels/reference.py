@@ -49,3 +49,47 @@ def encode(weight: NDArray[np.float32], scales: NDArray[np.float32], bits: int) 
     with np.errstate(over="ignore"):  # infinity is clamped with the rest
         codes = np.rint(weight * (np.float32(1) / scales)[:, None])
     return np.clip(codes, -levels, levels).astype(np.int8)
+
+
+def histogram(values: NDArray[np.float32], low: float, high: float, counts: NDArray[np.int64]) -> int:
+    """Add values to `counts`, in place; returns how many were NaN."""
+    nan = np.isnan(values)
+    bins = len(counts)
+    at = (values[~nan].astype(np.float64) - low) * (bins / (high - low))
+    counts += np.bincount(np.clip(at, 0, bins - 1).astype(np.int64), minlength=bins)
+    return int(nan.sum())
+
+
+def histogram_ratio(counts: NDArray[np.int64], low: float, high: float, entropy: bool, bits: int, ratios: int) -> int:
+    """The step, of `ratios`, whose range `[r * low, r * high]` loses least when quantised to `2**bits` levels."""
+    bins, levels = len(counts), 2**bits
+    width = (high - low) / bins
+    centres = low + (np.arange(bins) + 0.5) * width
+    losses = np.full(ratios + 1, np.inf)
+    for step in range(ratios, 0, -1):
+        first, last = step / ratios * low, step / ratios * high
+        if not entropy:
+            scale = (last - first) / (levels - 1)
+            codes = np.clip(np.rint((centres - first) / scale), 0, levels - 1)
+            losses[step] = (counts * (centres - first - codes * scale) ** 2).sum()
+            continue
+        begin, end = (int(np.clip(np.rint((edge - low) / width), 0, bins)) for edge in (first, last))
+        if end - begin < levels and step < ratios:
+            break
+        losses[step] = _divergence(counts.astype(np.float64), begin, end, levels)
+    return ratios - int(np.argmin(losses[:0:-1]))
+
+
+def _divergence(counts: NDArray[np.float64], begin: int, end: int, levels: int) -> float:
+    inside = counts[begin:end]
+    if not inside.any():
+        return np.inf
+    level = np.arange(end - begin) * levels // (end - begin)
+    sums, kept = np.bincount(level, inside, levels), np.bincount(level, inside > 0, levels)
+    q = np.where(inside > 0, sums[level] / np.maximum(kept[level], 1) / inside.sum(), 1e-9)
+    p = inside.copy()
+    p[0] += counts[:begin].sum()
+    p[-1] += counts[end:].sum()
+    p /= p.sum()
+    some = p > 0
+    return float((p[some] * np.log(p[some] / q[some])).sum())
