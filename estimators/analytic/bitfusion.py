@@ -137,21 +137,15 @@ class BitFusion(Model):
         unit, (kh, kw) = block.unit, block.unit.kernel
         examples, (high, wide) = (batch * block.pixels, (1, 1)) if unit.kind == "linear" else (batch, unit.out_size)
         in_channels, out_channels = block.inputs // block.groups, block.outputs // block.groups
-        v, b, o, ic, oc = (
-            x.ravel()
-            for x in np.broadcast_arrays(
-                np.arange(len(block))[:, None, None, None, None], _powers(np.array([examples]), 1)[:, :, None, None, None],
-                _powers(np.array([max(high, wide)]), 1)[:, None, :, None, None], _powers(in_channels, 1)[:, None, None, :, None],
-                _powers(out_channels, self.columns)[:, None, None, None, :],
-            )
-        )  # fmt: skip
-        kept = (b > 0) & (o > 0) & (ic > 0) & (oc > 0)
-        v, b, o, ic, oc = v[kept], *(x[kept].astype(np.float64) for x in (b, o, ic, oc))
-        oh, ow, w, a = np.minimum(o, high), np.minimum(o, wide), block.weight_bits[v], block.act_bits[v]
-
+        # Along the axes of the grid: variants, output tiles (examples and positions), input channels, output channels.
+        b, o = (
+            x.reshape(1, -1, 1, 1) for x in np.meshgrid(_powers(np.array([examples]), 1), _powers(np.array([max(high, wide)]), 1))
+        )
+        ic, oc = _powers(in_channels, 1)[:, None, :, None], _powers(out_channels, self.columns)[:, None, None, :]
+        w, a = block.weight_bits[:, None, None, None], block.act_bits[:, None, None, None]
+        oh, ow, columns = np.minimum(o, high), np.minimum(o, wide), np.ceil(oc / self.columns)
         together = self.rows * _speed(w) * _speed(a)
         steps = np.ceil(ic * kh * kw / together)
-        columns = np.ceil(oc / self.columns)
         weights = steps * together * oc * w
         if unit.first and unit.kind == "conv":
             inputs = oh * ow * kh * kw * ic * b * a
@@ -161,23 +155,34 @@ class BitFusion(Model):
             inputs = tall * broad * ic * b * a
             steps = np.ceil(ic / together) * kh * kw
         outputs = oh * ow * columns * self.columns * b * self.accumulator_bits
-        trips = {
-            "b": np.ceil(examples / b), "h": np.ceil(high / oh), "w": np.ceil(wide / ow),
-            "i": np.ceil(in_channels[v] / ic), "o": np.ceil(out_channels[v] / oc),
-        }  # fmt: skip
-        count = np.prod(list(trips.values()), axis=0)
-        compute = count * b * oh * ow * columns * steps
-        inside = (
-            self.core_pj_per_cycle * compute
-            + count * b * oh * ow * ic * oc * kh * kw * (self.weight_read_pj_per_bit * w + self.input_read_pj_per_bit * a)
-            + count * b * oh * ow * oc * self.accumulator_bits * (self.output_read_pj_per_bit + self.output_write_pj_per_bit)
-        )
-        tiles = _Tiles(v, np.stack([weights, inputs, outputs]), trips, compute, inside)
-        fit = tiles.keep(np.all(tiles.sizes <= np.array(self._halves)[:, None], axis=0))
-        missing = np.setdiff1d(np.arange(len(block)), fit.variant)
+        sizes = weights, inputs, outputs
+        fits = (ic > 0) & (oc > 0)
+        for size, half in zip(sizes, self._halves, strict=True):
+            fits = fits & (size <= half)
+        at = np.nonzero(fits)
+        v = at[0]
+        missing = np.setdiff1d(np.arange(len(block)), v)
         if missing.size:
             raise DeviceError(f"no tile of layer {unit.layer!r} with {block.inputs[missing[0]]} input channels fits the buffers")
-        return fit
+
+        def pick(values: IntArray | FloatArray) -> FloatArray:
+            picked: FloatArray = np.broadcast_to(values, fits.shape)[at].astype(np.float64)
+            return picked
+
+        tb, th, tw, ti, to = pick(b), pick(oh), pick(ow), pick(ic), pick(oc)
+        trips = {
+            "b": np.ceil(examples / tb), "h": np.ceil(high / th), "w": np.ceil(wide / tw),
+            "i": np.ceil(in_channels[v] / ti), "o": np.ceil(out_channels[v] / to),
+        }  # fmt: skip
+        sums = np.prod(list(trips.values()), axis=0) * tb * th * tw  # over all tiles, for one column
+        compute = sums * pick(columns) * pick(steps)
+        reads_pj = self.weight_read_pj_per_bit * block.weight_bits[v] + self.input_read_pj_per_bit * block.act_bits[v]
+        inside = (
+            self.core_pj_per_cycle * compute
+            + sums * to * ti * kh * kw * reads_pj
+            + sums * to * self.accumulator_bits * (self.output_read_pj_per_bit + self.output_write_pj_per_bit)
+        )
+        return _Tiles(v, np.stack([pick(size) for size in sizes]), trips, compute, inside)
 
 
 @dataclass(frozen=True, eq=False)
