@@ -11,7 +11,7 @@ from tightrope.compressors.kernels import quantize_per_channel
 from tightrope.compressors.payload import Float, Part, Payload
 from tightrope.compressors.prepare import Prepared
 from tightrope.compressors.prune.order import kept
-from tightrope.compressors.prune.reconstruct import mixing
+from tightrope.compressors.prune.reconstruct import reconstruct
 from tightrope.compressors.quantize.ranges import choose
 from tightrope.spaces.network import Layer
 from tightrope.spaces.points import points
@@ -66,7 +66,7 @@ def _parts(prepared: Prepared, layer: Layer, choice: Choice, widths: dict[str, i
     shift, mean = np.zeros(len(out)), None
     if layer.groups == 1 and layer.kind != "depthwise":
         mean = prepared.statistics.layers[layer.name].mean
-        whole, shift, mean = _narrow(prepared, layer.name, whole, keep, mean)
+        whole, shift, mean = _narrow(prepared, layer.name, whole, out, keep, mean)
     elif len(keep) < dense.shape[1]:
         whole = whole[:, keep]
     pieces = (whole,) if choice.rank is None else factors(whole, choice.form, choice.rank)
@@ -88,21 +88,30 @@ def _parts(prepared: Prepared, layer: Layer, choice: Choice, widths: dict[str, i
     return tuple(parts)
 
 
-def _narrow(prepared: Prepared, name: str, weight: Double, keep: NDArray[np.int64], mean: Double) -> tuple[Double, Double, Double]:
-    """Weights over the kept inputs, the shift of the bias, and the mean of the kept features."""
+def _narrow(
+    prepared: Prepared, name: str, weight: Double, out: NDArray[np.int64], keep: NDArray[np.int64], mean: Double
+) -> tuple[Double, Double, Double]:
+    """Weights of the outputs `out` over the kept inputs, the shift of the bias, and the mean of the kept features."""
     outputs, inputs = weight.shape[:2]
     flat = weight.reshape(outputs, inputs, -1)
     each = flat.shape[2]
     features = (keep[:, None] * each + np.arange(each)).reshape(-1)
     if len(keep) == inputs:
         return weight, np.zeros(outputs), mean
-    statistics = prepared.statistics.layers[name]
-    if not prepared.settings.reconstruct or statistics.covariance is None:
+    statistics, nested = prepared.statistics.layers[name], prepared.nested.get(name)
+    wide = not statistics.patches  # the covariance of channels: each position of the kernel is reconstructed by itself
+    if nested is not None and wide:
+        rows = (out[:, None] * each + np.arange(each)).reshape(-1)
+        new = nested.at(len(keep), rows).reshape(outputs, each, -1).transpose(0, 2, 1).reshape(outputs, -1)
+    elif nested is not None:
+        new = nested.at(len(features), out)
+    elif statistics.covariance is None or not prepared.settings.reconstruct:
         new = flat[:, keep].reshape(outputs, -1)
-    elif statistics.patches:
-        new = weight.reshape(outputs, -1) @ mixing(statistics.covariance, features).T
+    elif wide:
+        rows = flat.transpose(0, 2, 1).reshape(-1, inputs)
+        new = reconstruct(rows, statistics.covariance, keep).reshape(outputs, each, -1).transpose(0, 2, 1).reshape(outputs, -1)
     else:
-        new = np.einsum("jc,ock->ojk", mixing(statistics.covariance, keep), flat, optimize=True).reshape(outputs, -1)
+        new = reconstruct(weight.reshape(outputs, -1), statistics.covariance, features)
     shift = weight.reshape(outputs, -1) @ mean - new @ mean[features]
     return new.reshape(outputs, len(keep), *weight.shape[2:]), shift, mean[features]
 

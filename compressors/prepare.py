@@ -14,6 +14,7 @@ from tightrope.compressors.calibrate import Statistics, calibrate
 from tightrope.compressors.capture import Inputs, tensor_of
 from tightrope.compressors.payload import Float, Part, Range
 from tightrope.compressors.prune.order import ORDERS, Order, channel_orders
+from tightrope.compressors.prune.reconstruct import Nested
 from tightrope.compressors.quantize.ranges import METHODS, Method, choose
 from tightrope.compressors.ties import Axis
 from tightrope.compressors.trace import Traced, traced
@@ -22,6 +23,7 @@ from tightrope.spaces.network import Network
 from tightrope.spaces.points import MOVERS
 
 MEMO_BYTES = 256 << 20
+Weights = Mapping[str, tuple[Float, Float | None]]
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,12 @@ class Prepared:
 
     network: Network
     axes: Mapping[tuple[str, int], Axis]
-    weights: Mapping[str, tuple[Float, Float | None]]
+    weights: Weights
     parameters: Mapping[str, Float]
     orders: Mapping[str, NDArray[np.int64]]
     statistics: Statistics
     settings: Settings = field(default_factory=Settings)
+    nested: Mapping[str, Nested] = field(default_factory=dict, repr=False)
     traced: Traced | None = None
     memo: "Memo" = field(default_factory=lambda: Memo(MEMO_BYTES), repr=False)
     _ranges: dict[tuple[str, int], Range] = field(default_factory=dict, repr=False)
@@ -127,8 +130,28 @@ def prepared_from(tracing: Traced, calibration: Iterable[Any], settings: Setting
         module: Any = tracing.layer(layer.name)
         bias = None if module.bias is None else module.bias.detach().numpy()
         weights[layer.name] = (module.weight.detach().numpy(), bias)
+    orders = channel_orders(tracing, statistics, settings.order)
+    nested = _nest(tracing, weights, orders, statistics) if settings.reconstruct else {}
     parameters = {p.name: tensor_of(tracing.skeleton, p.name).detach().float().numpy() for p in tracing.network.parameters}
-    return Prepared(
-        tracing.network, dict(tracing.ties.axes), weights, parameters, channel_orders(tracing, statistics, settings.order),
-        statistics, settings, tracing,
-    )  # fmt: skip
+    return Prepared(tracing.network, dict(tracing.ties.axes), weights, parameters, orders, statistics, settings, nested, tracing)
+
+
+def _nest(tracing: Traced, weights: Weights, orders: Mapping[str, NDArray[np.int64]], statistics: Statistics) -> dict[str, Nested]:
+    """Reconstructions of the layers that read one group; their covariances are given up for them."""
+    found = {}
+    for layer in tracing.network.layers:
+        known = statistics.layers[layer.name]
+        if known.covariance is None or len(layer.inputs.groups) != 1:
+            continue
+        axis, (dense, _) = tracing.ties.axes[layer.name, 1], weights[layer.name]
+        rank = np.argsort(orders[layer.inputs.groups[0]])  # of each channel
+        order = np.argsort(np.where(axis.group < 0, -1, rank[axis.channel]), kind="stable")
+        flat = dense.astype(np.float64).reshape(*dense.shape[:2], -1)
+        each = flat.shape[2]
+        if known.patches:
+            order = (order[:, None] * each + np.arange(each)).reshape(-1)
+            found[layer.name] = Nested.of(flat.reshape(len(flat), -1), known.covariance, order)
+        else:
+            found[layer.name] = Nested.of(flat.transpose(0, 2, 1).reshape(-1, flat.shape[1]), known.covariance, order)
+        known.covariance = None
+    return found

@@ -57,6 +57,15 @@ class Skeleton:
         self.traced = traced
         self._learnt: dict[int, Learnt | None] = {}  # by batch; 0: for any
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What was learnt travels to workers as bytes; the traced model stays behind, unless it is needed for every graph."""
+        learnt = {b: v and (v[0].SerializeToString(), v[1]) for b, v in self._learnt.items()}
+        return {"traced": self.traced if not any(learnt.values()) else None, "_learnt": learnt}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.traced = state["traced"]
+        self._learnt = {b: v and (onnx.ModelProto.FromString(v[0]), v[1]) for b, v in state["_learnt"].items()}
+
     def at(self, widths: Mapping[str, int], batch: int = 1) -> onnx.ModelProto:
         """The graph at these widths, with static shapes throughout.
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import eigh
 
 Tensor = NDArray[np.float64]
 
@@ -12,9 +13,18 @@ def svd(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     Returns:
         `rank x in` and `out x rank`.
     """
-    u, s, v = np.linalg.svd(weight, full_matrices=False)
-    root = np.sqrt(s[:rank])
-    return root[:, None] * v[:rank], u[:, :rank] * root
+    wide = weight.shape[0] < weight.shape[1]
+    tall = weight.T if wide else weight
+    basis, energy = leading(tall.T @ tall, rank)
+    root = np.sqrt(np.sqrt(np.maximum(energy, 0))) + 1e-30  # of the singular values
+    other = tall @ basis / root
+    return (other.T, basis * root) if wide else ((basis * root).T, other)
+
+
+def leading(gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The `rank` leading eigenvectors, as columns, and eigenvalues of a symmetric matrix."""
+    values, vectors = eigh(gram, subset_by_index=[len(gram) - rank, len(gram) - 1], check_finite=False)
+    return vectors[:, ::-1], values[::-1]
 
 
 def spatial(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -42,8 +52,8 @@ def tucker(weight: Tensor, inner: int, outer: int) -> tuple[Tensor, Tensor, Tens
     Returns:
         `inner x in x 1 x 1`, `outer x inner x kh x kw` and `out x outer x 1 x 1`.
     """
-    u_in = np.linalg.svd(weight.transpose(1, 0, 2, 3).reshape(weight.shape[1], -1), full_matrices=False)[0][:, :inner]
-    u_out = np.linalg.svd(weight.reshape(weight.shape[0], -1), full_matrices=False)[0][:, :outer]
+    along_in, along_out = weight.transpose(1, 0, 2, 3).reshape(weight.shape[1], -1), weight.reshape(weight.shape[0], -1)
+    u_in, u_out = leading(along_in @ along_in.T, inner)[0], leading(along_out @ along_out.T, outer)[0]
     core = np.einsum("oikl,ir,os->srkl", weight, u_in, u_out, optimize=True)
     return u_in.T[:, :, None, None], core, u_out[:, :, None, None]
 
