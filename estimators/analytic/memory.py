@@ -98,10 +98,16 @@ class Liveness:
         return np.ceil(self.items(reader.shape, widths) * bits / 8)
 
     def items(self, shape: tuple[Extent, ...], widths: IntArray) -> IntArray:
-        items = np.ones(len(widths), np.int64)
+        """Number of elements of a tensor of this shape, `b`-dim."""
+        found = np.full(len(widths), prod(extent.fixed for extent in shape if not extent.terms), np.int64)
         for extent in shape:
-            items = items * self.at(extent, widths)
-        return items
+            if extent.terms:
+                found *= self.at(extent, widths)
+        return found
 
     def at(self, extent: Extent, widths: IntArray) -> IntArray:
-        return extent.fixed + sum((widths[:, self._groups[g]] * r for g, r in extent.terms), start=np.zeros(len(widths), np.int64))
+        """An extent at the widths of each policy, `b`-dim."""
+        found = np.full(len(widths), extent.fixed, np.int64)
+        for group, repeat in extent.terms:
+            found += widths[:, self._groups[group]] * repeat
+        return found
