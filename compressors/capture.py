@@ -211,13 +211,21 @@ def layerise(graph: fx.GraphModule) -> None:
             place(graph, name, build())
         with graph.graph.inserting_before(node):
             if lift:
-                source = graph.graph.call_function(aten.unsqueeze.default, (source, 2))
-            call = graph.graph.call_module(name, (source,))
+                source = _with_value(graph.graph.call_function(aten.unsqueeze.default, (source, 2)), source, lift)
+            call = _with_value(graph.graph.call_module(name, (source,)), node, lift)
             if lift:
-                call = graph.graph.call_function(aten.squeeze.dim, (call, 2))
+                call = _with_value(graph.graph.call_function(aten.squeeze.dim, (call, 2)), node)
         node.replace_all_uses_with(call)
         graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
+
+
+def _with_value(made: fx.Node, like: fx.Node, lift: bool = False) -> fx.Node:
+    """Give a new node the fake value of another, which tells which of its sizes follow the batch."""
+    value = like.meta.get("val")
+    if isinstance(value, Tensor):
+        made.meta["val"] = value.unsqueeze(2) if lift else value
+    return made
 
 
 def _layer_parts(graph: fx.GraphModule, node: fx.Node) -> Any:

@@ -150,11 +150,13 @@ class _Writer:
             self.values[node.output[0]] = _Value(first.names, first.step, shape)
             return
         on_codes = first.coded and node.op_type in MOVES
+        inputs = [
+            self.form(self.value(name) if i else first, codes=on_codes and i == 0) if name else ""
+            for i, name in enumerate(node.input)
+        ]
         made = self.graph.node.add()
         made.CopyFrom(node)
-        for i, name in enumerate(node.input):
-            if name:
-                made.input[i] = self.form(self.value(name) if i else first, codes=on_codes and i == 0)
+        made.input[:] = inputs
         for name in node.output:
             self.values[name] = _Value({(on_codes, None): name}, first.step if on_codes else None)
 
