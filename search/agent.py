@@ -144,6 +144,7 @@ class Problem:
 
 
 _AGENTS = {
+    "ddpg": "tightrope.search.agents.ddpg:DDPG",
     "nsga2": "tightrope.search.agents.nsga2:NSGA2",
     "random": "tightrope.search.agents.random:Random",
     "tpe": "tightrope.search.agents.tpe:TPE",

@@ -1,0 +1,180 @@
+"""Deep deterministic policy gradient (Lillicrap et al. 2016) over the walk of `CompressionEnv`, after AMC and HAQ.
+
+He et al. 2018, "AMC" (section 4, implementation details) and Wang et al. 2019, "HAQ" (section 3.6) give the networks, the
+truncated normal noise, the warm-up of random walks, and the reward of the end copied to every step, less a moving average.
+Two things differ: what is stored is the action as executed, after the budget's wall and the last repair (their code stores the
+one wanted, so that the critic sees many actions with one outcome); and rewards are divided by their moving spread.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tightrope.search.agent import Problem
+from tightrope.search.agents.aim import Aim
+from tightrope.search.agents.uniform import Even
+from tightrope.search.env import CompressionEnv, reward
+from tightrope.search.trial import Trial
+from tightrope.spaces.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the agent learns.
+
+    Args:
+        warmup: trials before the actor is asked, None for a fifth of those planned: even policies, then points near them and
+            random ones in turn.
+        noise: standard deviation of the exploration after the warm-up.
+        last_noise: the same at the last trial planned; it falls by the same factor each trial.
+        discount: weight of the next step's value. The reward stands at every step, so that with 0 each step learns the
+            outcome of its walk and with 1, as AMC has it, the sum over the steps that follow.
+        updates: gradient steps for each step of a walk.
+        memory: walks kept for replay.
+        momentum: of the moving average and spread of the rewards.
+    """
+
+    hidden: int = 300
+    actor_lr: float = 1e-4
+    critic_lr: float = 1e-3
+    tau: float = 0.01
+    batch: int = 64
+    warmup: int | None = None
+    noise: float = 0.5
+    last_noise: float = 0.02
+    discount: float = 0.0
+    updates: float = 1.0
+    memory: int = 400
+    momentum: float = 0.95
+    cheaper: float = 0.1
+    spread: float = 0.15
+
+
+class DDPG:
+    """One actor for channels, rank and bits of every layer. Settings by keyword, as in `Settings`."""
+
+    def __init__(self, problem: Problem, **settings: Any) -> None:
+        self._settings = s = Settings(**settings)
+        self._problem, self._env = problem, CompressionEnv(problem)
+        self._aim, self._even = Aim(problem, cheaper=s.cheaper), Even(problem)
+        self._warmup = s.warmup if s.warmup is not None else max(8, problem.trials // 5)
+        states, generator = len(self._env.features), torch.Generator().manual_seed(problem.seed)
+        self._actor = _network(states, s.hidden, generator, nn.Sigmoid())
+        self._critic = _network(states + 1, s.hidden, generator)
+        self._slow_actor, self._slow_critic = copy.deepcopy(self._actor), copy.deepcopy(self._critic)
+        self._actor_step = torch.optim.Adam(self._actor.parameters(), s.actor_lr, fused=True)
+        self._critic_step = torch.optim.Adam(self._critic.parameters(), s.critic_lr, fused=True)
+        self._walks: list[tuple[NDArray[np.float32], NDArray[np.float32], float]] = []  # d x f states, d actions, reward
+        self._mean, self._square = 0.0, 0.0
+        self._losses: dict[str, float] = {}
+
+    def ask(self, number: int) -> Policy:
+        rng = self._problem.rng(number)
+        limits = self._aim.limits(rng)
+        if number < len(self._even.policies):
+            return self._even.policies[number]
+        guide = None
+        if number < self._warmup:
+            near = number % 2 == 0
+            guide = self._even.near(number // 2, rng, self._settings.spread) if near else rng.random(self._problem.space.dimension)
+        state, _ = self._env.reset(options={"limits": limits})
+        for step in range(self._problem.space.dimension):
+            action = self._act(state, self._sigma(number), rng) if guide is None else guide[step]
+            state, _, done, _, info = self._env.step([action])
+        assert done
+        policy: Policy = info["policy"]
+        return policy
+
+    def tell(self, trial: Trial) -> None:
+        self._aim.tell(trial)
+        if trial.score is None:
+            return
+        worth, keep = reward(self._problem, trial.score, trial.cost), self._settings.momentum
+        point = self._problem.space.encode(trial.policy)
+        self._walks = [*self._walks, (self._env.observe_walk(point), point.astype(np.float32), worth)][-self._settings.memory :]
+        first = len(self._walks) == 1
+        self._mean = worth if first else keep * self._mean + (1 - keep) * worth
+        self._square = (1 - keep) * (worth - self._mean) ** 2 + keep * self._square
+        self._losses = {"reward": worth, "baseline": self._mean, "noise": self._sigma(trial.number)}
+        if len(self._walks) * len(point) >= self._settings.batch:
+            with _one_thread():
+                self._learn(self._problem.rng(trial.number, use=1), int(self._settings.updates * len(point)))
+
+    def losses(self) -> Mapping[str, float]:
+        return self._losses
+
+    def _sigma(self, number: int) -> float:
+        """The noise of a trial; it falls from `noise` at the end of the warm-up to `last_noise` at the last trial planned."""
+        s = self._settings
+        done = (number - self._warmup) / max(1, self._problem.trials - 1 - self._warmup)
+        return float(s.noise * (s.last_noise / s.noise) ** min(1.0, max(0.0, done)))
+
+    def _act(self, state: NDArray[np.float32], sigma: float, rng: np.random.Generator) -> float:
+        """The actor's action with normal noise, drawn again while it falls outside of [0, 1]."""
+        with torch.no_grad(), _one_thread():
+            mean = float(self._actor(torch.from_numpy(state)[None]))
+        draws = rng.normal(mean, sigma, 64)
+        inside = draws[(draws >= 0) & (draws <= 1)]
+        return float(inside[0]) if len(inside) else mean
+
+    def _learn(self, rng: np.random.Generator, updates: int) -> None:
+        s = self._settings
+        states = torch.from_numpy(np.stack([w[0] for w in self._walks]))  # walks x d x f
+        actions = torch.from_numpy(np.stack([w[1] for w in self._walks]))
+        spread = max(self._square**0.5, 1e-6)
+        rewards = torch.tensor([(w[2] - self._mean) / spread for w in self._walks], dtype=torch.float32).clamp(-3, 3)
+        steps = actions.shape[1]
+        for _ in range(updates):
+            walk, step = (torch.from_numpy(rng.integers(n, size=s.batch)) for n in (len(self._walks), steps))
+            state, action, target = states[walk, step], actions[walk, step, None], rewards[walk, None]
+            if s.discount:
+                with torch.no_grad():
+                    following = states[walk, (step + 1).clamp(max=steps - 1)]
+                    value = self._slow_critic(torch.cat([following, self._slow_actor(following)], 1))
+                    target = target + s.discount * (step < steps - 1)[:, None] * value
+            critic_loss = nn.functional.mse_loss(self._critic(torch.cat([state, action], 1)), target)
+            self._critic_step.zero_grad(set_to_none=True)
+            critic_loss.backward()
+            self._critic_step.step()
+            actor_loss = -self._critic(torch.cat([state, self._actor(state)], 1)).mean()
+            self._actor_step.zero_grad(set_to_none=True)
+            actor_loss.backward()
+            self._actor_step.step()
+            _follow(self._slow_actor, self._actor, s.tau)
+            _follow(self._slow_critic, self._critic, s.tau)
+        if updates:
+            self._losses |= {"critic": float(critic_loss.detach()), "actor": float(actor_loss.detach())}
+
+
+def _network(inputs: int, hidden: int, generator: torch.Generator, end: nn.Module | None = None) -> nn.Module:
+    """Two hidden layers; the last one begins near 0, so that the first actions are near the middle (Lillicrap et al., 7)."""
+    layers = [nn.Linear(inputs, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, 1)]
+    for layer in layers:
+        bound = 3e-3 if layer is layers[-1] else layer.in_features**-0.5
+        for parameter in layer.parameters():
+            nn.init.uniform_(parameter, -bound, bound, generator=generator)
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2], end or nn.Identity())
+
+
+def _follow(slow: nn.Module, fast: nn.Module, tau: float) -> None:
+    with torch.no_grad():
+        pairs: list[tuple[Tensor, Tensor]] = list(zip(slow.parameters(), fast.parameters(), strict=True))
+        torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], tau)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """These networks are too small to share out, and sums in one order make the same trials everywhere."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
