@@ -74,8 +74,9 @@ def main() -> None:
         for run in arguments.runs:
             copy = logdir / run.resolve().name
             copy.mkdir()
-            for name in ("trials.jsonl", "network.json"):
-                (copy / name).write_bytes((run / name).read_bytes())
+            for name in ("trials.jsonl", "network.json", "layers.jsonl"):
+                if (run / name).exists():
+                    (copy / name).write_bytes((run / name).read_bytes())
         if not arguments.runs:
             for agent, seed in (("ddpg", 2), ("tpe", 1)):
                 sample_runs.write_run(logdir / f"made-up-{agent}", agent=agent, seed=seed)

@@ -25,6 +25,7 @@ from tightrope.spaces.policy import Policy
 from tightrope.spaces.unit import units_of
 
 JOURNAL = "trials.jsonl"
+SHARES = "layers.jsonl"  # of the policies of the front: {"policy": key, "latency_ms": {layer: milliseconds, "": the rest}}
 KINDS = ("trial", "control", "final", "dense")
 COSTS = ("latency_ms", "energy_mj", "size_bytes", "peak_ram_bytes", "macs")
 # Of `label`, `failed` and `provenance` the column holds an index into the run's strings; a missing number is NaN.
@@ -35,6 +36,7 @@ COLUMNS = (
 _CHUNK = 4 << 20
 _LONGEST = 64 << 20  # a line longer than this is not read
 _RESCAN_SECONDS = 2.0
+_MOST_STRINGS, _MOST_TEXT = 1000, 400  # different texts that are kept of a run, and characters of each
 _NAN = math.nan
 
 
@@ -49,6 +51,7 @@ class Run:
         self.id = hashlib.sha256(os.fsencode(str(inside))).hexdigest()[:16]
         self._lock = threading.Lock()
         self._network: tuple[tuple[int, int], Network] | None = None
+        self._by_layer: tuple[tuple[int, int], dict[str, dict[str, float]]] | None = None
         self._forget(None, b"")
 
     def _forget(self, identity: tuple[int, int] | None, head: bytes) -> None:
@@ -153,6 +156,9 @@ class Run:
 
     def _string(self, value: object) -> int:
         text = _text(str(value))
+        text = text if len(text) <= _MOST_TEXT else text[: _MOST_TEXT - 1] + "…"
+        if text not in self._string_index and len(self.strings) >= _MOST_STRINGS:
+            text = "… (see the journal)"
         if text not in self._string_index:
             self._string_index[text] = len(self.strings)
             self.strings.append(text)
@@ -193,8 +199,7 @@ class Run:
             "layers": None,
             "problem": "",
         }
-        shares = record.get("layer_latency_ms")
-        answer["latency"] = {_text(k): v for k, v in shares.items() if _number(v) >= 0} if isinstance(shares, dict) else None
+        answer["latency"] = self._shares().get(policy_key(policy))
         try:
             answer["layers"] = layers(self.network(), Policy.from_json(policy))
         except TightropeError as error:
@@ -202,6 +207,26 @@ class Run:
         except OSError as error:
             answer["problem"] = f"network.json cannot be read ({error.strerror}), so the policy stands here without its layers"
         return answer
+
+    def _shares(self) -> dict[str, dict[str, float]]:
+        """Latencies by layer, by the key of their policy; empty where the search kept none."""
+        try:
+            with _open_inside(self.folder / SHARES, self._root) as file:
+                status = os.fstat(file.fileno())
+                stamp = (status.st_mtime_ns, status.st_size)
+                if self._by_layer is None or self._by_layer[0] != stamp:
+                    found = {}
+                    for line in file.read(_LONGEST).splitlines():
+                        try:
+                            record = json.loads(line)
+                            shares = {_text(name): _number(value) for name, value in record["latency_ms"].items()}
+                        except (ValueError, LookupError, RecursionError, AttributeError, TypeError):
+                            continue
+                        found[str(record["policy"])] = {name: value for name, value in shares.items() if value >= 0}
+                    self._by_layer = (stamp, found)
+                return self._by_layer[1]
+        except OSError:
+            return {}
 
     def line(self, index: int) -> dict[str, Any]:
         """The journal's line of a record."""
@@ -243,8 +268,10 @@ class LogFolder:
         """The runs in the order of their names. Folders are looked for anew every other second; links are not followed."""
         with self._lock:
             if time.monotonic() >= self._next_scan:
+                start = time.monotonic()
                 self._scan()
-                self._next_scan = time.monotonic() + _RESCAN_SECONDS
+                end = time.monotonic()
+                self._next_scan = end + max(_RESCAN_SECONDS, 10 * (end - start))  # a large tree is walked less often
             return sorted(self._runs.values(), key=lambda run: run.name)
 
     def run(self, identifier: str) -> Run:
@@ -304,6 +331,11 @@ def layers(network: Network, policy: Policy) -> list[dict[str, Any]]:
             }
         )  # fmt: skip
     return rows
+
+
+def policy_key(policy: object) -> str:
+    """Sixteen hexadecimal digits that tell a policy, as JSON, from any other."""
+    return hashlib.sha256(json.dumps(policy, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
 def _study(record: dict[str, Any]) -> dict[str, Any]:

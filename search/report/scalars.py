@@ -1,9 +1,11 @@
 """What a search writes for TensorBoard's own panels, into its run folder.
 
 Scalars over trials, in groups: `best/` (the policy to take so far), `front/`, `trial/` (each as it came), `agent/` (what
-its learning says), `speed/`. At the end: histograms and HParams of the front, and the report as text.
+its learning says), `speed/`. At the end: histograms and HParams of the front, and the report as text. Beside the event
+files, `layers.jsonl` keeps the latency of each layer under the policies of the front, which the Pareto tab shows.
 """
 
+import json
 import logging
 import time
 from collections import deque
@@ -14,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from tightrope.search.report.runs import SHARES, policy_key
+from tightrope.spaces.errors import TightropeError
 from tightrope.spaces.network import Network
 from tightrope.spaces.policy import Policy
 from tightrope.spaces.unit import lower
@@ -35,6 +39,7 @@ class Board:
         self._folder = run_dir
         self._writers: dict[str, Any] = {}
         self._broken = False
+        self._shared: set[str] = set()
         self._times: deque[float] = deque([time.monotonic()], maxlen=_WINDOW + 1)
         self._front: list[tuple[float, float]] = []  # price and score, none beaten by another
         self._volume: float | None = None
@@ -57,11 +62,14 @@ class Board:
         if trial.score is not None:
             point = (study.price(trial), trial.score.value)
             if self._volume is None:  # the first trial, perhaps of a search that was resumed
+                for t in study.front:
+                    self._share(study, t.policy)
                 self._front = [(study.price(t), t.score.value) for t in study.front if t.score is not None]
                 self._volume = study.hypervolume
             elif not any(cost <= point[0] and score >= point[1] for cost, score in self._front):
                 self._front = [p for p in self._front if p[0] < point[0] or p[1] > point[1]] + [point]
                 self._volume = study.hypervolume
+                self._share(study, trial.policy)
         return {"front/hypervolume": self._volume, "front/points": float(len(self._front))}
 
     @staticmethod
@@ -92,6 +100,8 @@ class Board:
     def finish(self, study: "Study", report: str = "") -> None:
         """Write what is known at the end: histograms and HParams of the front, and the report (Markdown)."""
         front = study.front
+        for policy in (study.header.dense, *(control.policy for control in study.controls), *(trial.policy for trial in front)):
+            self._share(study, policy)
         self._histograms(study.problem.network, front)
         self._hparams(study, _spread(front, MOST_HPARAMS))
         if report:
@@ -143,6 +153,23 @@ class Board:
             for tag, value in found.items():
                 if value is not None:
                     self._write(where, scalar_pb(f"hparams/{tag}", float(value)), 0, trial.time or None)
+
+    def _share(self, study: "Study", policy: Policy) -> None:
+        """Keep the latency of each layer under a policy, for the Pareto tab."""
+        key = policy_key(policy.to_json())
+        if key in self._shared or self._broken:
+            return
+        self._shared.add(key)
+        try:
+            found: dict[str, float] = {}
+            for unit in study.problem.device.estimate(study.problem.network, policy).units:
+                found[unit.layer] = found.get(unit.layer, 0.0) + unit.latency_ms
+            if found:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                with (self._folder / SHARES).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"policy": key, "latency_ms": found}) + "\n")
+        except (TightropeError, OSError) as error:
+            _log.warning("no latency by layer is kept for policy %s: %s", key, error)
 
     def _write(self, where: str, summary: Any, step: int, when: float | None = None) -> None:
         from tensorboard.compat.proto.event_pb2 import Event

@@ -453,7 +453,7 @@ class App {
     this.places = new Map(this.shown.map((run) => [run, new Map()]));
     for (const point of this.points) this.places.get(point.run).set(point.index, point);
     this.best = new Map(this.shown.map((run) => [run, this.bestOf(run)]));
-    this.brushed = this.brushed && this.points.filter((p) => this.brushed.some((b) => b.run === p.run && b.index === p.index));
+    this.brushed = this.brushed?.map((p) => this.where(p.run, p.index)).filter(Boolean) ?? null;
     if (this.brushed?.length === 0) this.brushed = null;
     this.version = (this.version ?? 0) + 1;
   }
@@ -818,7 +818,7 @@ class App {
     const shares = [["macs", "MACs", (layer) => layer.macs / total("macs")], ["size", "size", (layer) => layer.size_bytes / total("size_bytes")]];
     if (timed) {
       const all = Object.values(detail.latency).reduce((a, b) => a + Number(b), 0) || 1;
-      shares.unshift(["latency", "latency", (layer) => Number(detail.latency[layer.name] ?? 0) / all]);
+      shares[0] = ["latency", "latency", (layer) => Number(detail.latency[layer.name] ?? 0) / all];
     }
     const tops = shares.map(([, , share]) => Math.max(...detail.layers.map(share), 1e-9));
     const before = new Map((pinned?.layers ?? []).map((layer) => [layer.name, layer]));
@@ -832,16 +832,16 @@ class App {
       const changed = old && ["channels", "rank", "form", "weight_bits", "act_bits"].some((key) => old[key] !== layer[key]);
       return element("tr", { class: changed ? "changed" : "", "data-layer": layer.name },
         element("td", { class: "layer", title: `${layer.name} · ${layer.kind} ${layer.kernel.join("×")}` }, element("bdi", {}, layer.name)),
-        element("td", { title: `${layer.channels} of ${layer.of_channels} channels` }, bar(layer.channels / layer.of_channels, `${layer.channels}/${layer.of_channels}`, "", old && old.channels !== layer.channels ? old.channels / old.of_channels : null)),
+        element("td", { title: `${layer.channels} of ${layer.of_channels} channels${old && old.channels !== layer.channels ? `, pinned ${old.channels}` : ""}` }, bar(layer.channels / layer.of_channels, `${layer.channels}/${layer.of_channels}`, "", old && old.channels !== layer.channels ? old.channels / old.of_channels : null)),
         element("td", { title: layer.rank ? `rank ${layer.rank} of ${layer.of_rank}, ${layer.form}` : "not factorised" }, layer.rank ? bar(layer.rank / layer.of_rank, `${layer.rank}/${layer.of_rank}`) : element("span", { class: "muted" }, "–"), old && old.rank !== layer.rank ? element("small", { class: "was" }, `(${old.rank ?? "whole"})`) : null),
         bits(layer.weight_bits, old?.weight_bits), bits(layer.act_bits, old?.act_bits),
-        shares.map(([key, name, share], i) => element("td", { title: `${digits(100 * share(layer), 3)} % of ${name}` }, bar(share(layer) / tops[i], `${digits(100 * share(layer), 2)}%`, "share"))));
+        shares.map(([key, name, share], i) => element("td", { title: `${digits(100 * share(layer), 3)} % of ${name}` }, bar(share(layer) / tops[i], share(layer) < 0.001 ? "<0.1%" : `${digits(100 * share(layer), 2)}%`, "share"))));
     };
     const heads = ["layer", "channels", "rank"].map((t) => element("th", { scope: "col" }, t));
     return element("section", {}, element("h3", {}, pinned ? `Policy, and in brackets that of ${this.pinned.run.title(this.pinned.index).toLowerCase()}` : "Policy"),
       element("table", { class: "policy" }, element("thead", {}, element("tr", {}, heads, ["W", "A"].map((t) => element("th", { class: "bits", scope: "col", title: t === "W" ? "weight bits" : "activation bits" }, t)), shares.map(([, name]) => element("th", { scope: "col", title: `share of ${name}` }, name)))),
         element("tbody", {}, detail.layers.map(row))),
-      element("p", { class: "hint" }, "W, A: bits of weights and activations (fp: floating point). Bars on the right: the layer’s share of the compressed model", timed ? "." : "; the device gave no latency by layer."));
+      element("p", { class: "hint" }, "W, A: bits of weights and activations (fp: floating point). Bars on the right: the layer’s share of the compressed model", timed ? "." : "; latency by layer is kept for the front only."));
   }
 }
 

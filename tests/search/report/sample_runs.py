@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from tightrope.search.report.runs import policy_key
 from tightrope.spaces.cost import Cost, Score
 from tightrope.spaces.network import Extent, Group, Layer, Network
 from tightrope.spaces.policy import Policy
 from tightrope.spaces.space import Space
-from tightrope.spaces.unit import lower, macs, size_bytes, units_of
+from tightrope.spaces.unit import Unit, lower, macs, size_bytes, units_of
 
 PAIRS = tuple((w, a) for w in (2, 4, 6, 8) for a in (4, 8))
 
@@ -42,9 +43,22 @@ def network(stages: int = 3, *, prefix: str = "") -> Network:
     return Network(tuple(layers), tuple(groups))
 
 
+def unit_ms(unit: Unit) -> float:
+    """A latency that follows MACs and bits, with an overhead."""
+    return 0.004 + unit.macs / 4e7 * max(unit.weight_bits, unit.act_bits, 3) / 32
+
+
+def shares(net: Network, policy: dict[str, Any]) -> dict[str, float]:
+    """Latency by layer."""
+    found: dict[str, float] = {}
+    for unit in lower(net, Policy.from_json(policy)):
+        found[unit.layer] = found.get(unit.layer, 0.0) + unit_ms(unit)
+    return found
+
+
 def cost(net: Network, policy: Policy, device: str, *, simulated: bool = False) -> Cost:
-    """A latency that follows MACs and bits, with an overhead for each unit."""
-    latency = sum(0.004 + unit.macs / 4e7 * max(unit.weight_bits, unit.act_bits, 3) / 32 for unit in lower(net, policy))
+    """The sum over all units; where it is measured, with an interval."""
+    latency = sum(map(unit_ms, lower(net, policy)))
     size = size_bytes(net, policy)
     spread = None if simulated else (latency * 0.96, latency * 1.05)
     return Cost(latency, size, macs(net, policy), latency * 0.7 if simulated else None, size + 60_000, spread, simulated,
@@ -129,4 +143,8 @@ def write_run(folder: Path, *, net: Network | None = None, trials: int = 300, ag
         lines(net, name=folder.name, trials=trials, agent=agent, seed=seed, budget=budget, simulated=simulated, device=device)
     )
     (folder / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
+    with (folder / "layers.jsonl").open("w") as file:
+        for line in made:
+            if line["kind"] == "trial":
+                file.write(json.dumps({"policy": policy_key(line["policy"]), "latency_ms": shares(net, line["policy"])}) + "\n")
     return made

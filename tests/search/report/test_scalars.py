@@ -1,7 +1,9 @@
 """What a search writes for TensorBoard's own panels, read back with TensorBoard's own reader."""
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,15 +12,24 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import problems
 
 from tightrope.search.distribute import Inline
+from tightrope.search.report.runs import KINDS, open_run
 from tightrope.search.report.scalars import MOST_HPARAMS, Board, summary
 from tightrope.search.study import Study
-from tightrope.spaces import Budget, Choice, Policy
+from tightrope.spaces import Budget, Choice, Cost, Network, Policy, UnitCost, lower
+
+
+class WithUnits(problems.Additive):
+    """A device that tells what each unit costs."""
+
+    def estimate(self, network: Network, policy: Policy) -> Cost:
+        units = tuple(UnitCost(u.layer, u.layer, u.kind, self.unit_ms(u)) for u in lower(network, policy))
+        return replace(super().estimate(network, policy), units=units)
 
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Study]:
     folder = tmp_path_factory.mktemp("run")
-    device, executor = problems.Additive(), Inline(problems.closed_form)
+    device, executor = WithUnits(), Inline(problems.closed_form)
     space, budget = problems.make_space(device), Budget.parse("latency<=0.3x")
     with (
         Board(folder) as board,
@@ -61,6 +72,25 @@ def test_best_and_front_are_those_of_the_study(searched: tuple[Path, Study]) -> 
     assert found["front/points"][last] == len(study.front)
     volumes = [found["front/hypervolume"][n] for n in sorted(found["front/hypervolume"])]
     assert volumes == sorted(volumes) and volumes[0] < volumes[-1]
+
+
+def test_the_latency_of_each_layer_is_kept_for_the_front(searched: tuple[Path, Study]) -> None:
+    folder, study = searched
+    (folder / "network.json").write_text(json.dumps(study.problem.network.to_json()))
+    run = open_run(folder)
+    kinds = [KINDS[int(kind)] for kind in run.columns["kind"]]
+    front = {t.number for t in study.front}
+    for index, (kind, number) in enumerate(zip(kinds, run.columns["number"], strict=True)):
+        if kind == "trial" and number in front:
+            trial = study.trials[int(number)]
+            latency = run.detail(index)["latency"]
+            device = study.problem.device
+            assert isinstance(device, WithUnits)
+            expected = {}
+            for unit in lower(study.problem.network, trial.policy):
+                expected[unit.layer] = expected.get(unit.layer, 0.0) + device.unit_ms(unit)
+            assert latency == pytest.approx(expected)
+            assert sum(latency.values()) == pytest.approx(trial.cost.latency_ms)
 
 
 def test_hparams_hold_the_front_only(searched: tuple[Path, Study]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sample_runs
 
 CENTRE = """(node) => {
@@ -67,6 +68,9 @@ def test_all_trials_are_drawn_and_a_click_shows_the_policy(
             assert shown[layer][0] == channels
             assert shown[layer][1].split("/")[0] == rank
             assert shown[layer][2:] == bits
+        latency = sample_runs.shares(sample_runs.network(), trials[number]["policy"])
+        told = frame.eval_on_selector_all(".policy tbody tr td:nth-child(6)", "cells => cells.map(c => parseFloat(c.innerText))")
+        assert told == pytest.approx([100 * ms / sum(latency.values()) for ms in latency.values()], rel=0.06)
         command = frame.inner_text(".command code")
         assert command == f"tightrope export {tmp_path / 'net'} --trial {number} --format onnx"
 
