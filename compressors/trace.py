@@ -68,7 +68,7 @@ def traced(model: nn.Module, example_inputs: Inputs) -> Traced:
         ties = resolve(analysis, batch, without)
         failed = _uncuttable(skeleton, ties, example)
         if not failed:
-            network = _network(skeleton, analysis, ties)
+            network = _network(skeleton, analysis, ties, batch)
             for layer in network.layers:
                 if layer.frozen and layer.name != network.layers[-1].name:
                     log.info("channels of %s are not pruned: %s", layer.name, layer.frozen)
@@ -115,14 +115,18 @@ def cut(skeleton: fx.GraphModule, ties: Ties, kept: Kept) -> fx.GraphModule:
     return assemble(skeleton, resized(skeleton, ties, widths), ties, kept, layers)
 
 
-def _network(skeleton: fx.GraphModule, analysis: Analysis, ties: Ties) -> Network:
+def _network(skeleton: fx.GraphModule, analysis: Analysis, ties: Ties, batch: int) -> Network:
     ops = tuple(_ops(skeleton, analysis, ties))
     calls: dict[str, list[fx.Node]] = {}
     for node in skeleton.graph.nodes:
         if node.op == "call_module":
             calls.setdefault(str(node.target), []).append(node)
     groups = tuple(Group(name, width) for name, width in ties.groups.items())
-    bare = tuple(_layer(skeleton.get_submodule(n), n, nodes, analysis, ties, "") for n, nodes in calls.items())
+
+    def layer(name: str, activation: str = "") -> Layer:
+        return _layer(skeleton.get_submodule(name), name, calls[name], analysis, ties, activation, batch)
+
+    bare = tuple(map(layer, calls))
     parameters = tuple(Parameter(n, shape) for n, shape in ties.parameters.items())
     parameters += tuple(
         Parameter(n, tuple(map(Extent, p.shape)))
@@ -132,15 +136,18 @@ def _network(skeleton: fx.GraphModule, analysis: Analysis, ties: Ties) -> Networ
     kinds = {op.name: op.kind for op in ops}
     behind = written(Network(bare, groups, ops))
     fused = {op.layer: kinds[behind[op.name]] for op in ops if op.kind == "layer" and behind[op.name] != op.name}
-    layers = tuple(_layer(skeleton.get_submodule(n), n, nodes, analysis, ties, fused.get(n, "")) for n, nodes in calls.items())
+    layers = tuple(layer(name, fused.get(name, "")) for name in calls)
     return Network(layers, groups, ops, parameters)
 
 
-def _layer(module: Any, name: str, nodes: list[fx.Node], analysis: Analysis, ties: Ties, activation: str) -> Layer:
+def _layer(module: Any, name: str, nodes: list[fx.Node], analysis: Analysis, ties: Ties, activation: str, batch: int) -> Layer:
     before, after = analysis.record.shapes[nodes[0].args[0]], analysis.record.shapes[nodes[0]]  # type: ignore[index]
-    common = {"calls": len(nodes), "bias": module.bias is not None, "activation": activation, "frozen": ties.frozen.get(name, "")}
+    calls = len(nodes)
+    if isinstance(module, nn.Conv2d) and before[0] % batch == 0:
+        calls *= before[0] // batch  # frames or windows that the model put into the batch
+    common = {"calls": calls, "bias": module.bias is not None, "activation": activation, "frozen": ties.frozen.get(name, "")}
     if isinstance(module, nn.Linear):
-        tokens = (1, prod(before[1:-1]))
+        tokens = (1, max(1, prod(before[:-1]) // batch))
         return Layer(name, "linear", ties.inputs[name], ties.outputs[name], in_size=tokens, out_size=tokens, **common)
     depthwise = module.groups > 1 and module.groups == module.in_channels == module.out_channels
     return Layer(
