@@ -14,6 +14,7 @@ from tightrope.spaces.cost import METRICS
 from tightrope.spaces.errors import DeviceError, PolicyError
 
 NETS = {net.__name__: Handmade(net).network for net in (resnet8, mobilenet, vit)}
+POLICIES: dict[tuple[str, str], list[Policy]] = {}
 
 
 class DeviceContract:
@@ -38,8 +39,11 @@ class DeviceContract:
     @pytest.fixture
     def policies(self, device: Device, network: Network) -> list[Policy]:
         """The dense policy and twelve drawn from the space of the device."""
-        space, rng = Space.build(network, device.pairs), np.random.default_rng(7)
-        return [space.dense, *(space.sample(rng) for _ in range(12))]
+        key = device.name, network.fingerprint
+        if key not in POLICIES:
+            space, rng = Space.build(network, device.pairs), np.random.default_rng(7)
+            POLICIES[key] = [space.dense, *(space.sample(rng) for _ in range(12))]
+        return POLICIES[key]
 
     def test_costs_are_finite_and_above_zero(self, device: Device, network: Network, policies: list[Policy]) -> None:
         for cost in device.estimate_many(network, policies):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import HAQ_ACTS, HAQ_UNIFORM, HAQ_WEIGHTS, Row, nets, rows, uniform, unit
 from scipy.stats import spearmanr
@@ -49,6 +49,7 @@ def test_a_unit_takes_the_cycles_of_its_product(dataflow: str) -> None:
     assert latency * model.clock_mhz * 1e3 == pytest.approx(3 * 2 * int(model.cycles(128, 20, 54)))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300), st.sampled_from(["ws", "os", "is"]))
 def test_a_systolic_array_is_never_faster_than_its_units(m: int, n: int, k: int, dataflow: str) -> None:
     model = systolic(dataflow)

@@ -99,6 +99,7 @@ def test_equals_a_plain_search(
     assert found.energy_pj[0] == pytest.approx(energy)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 512), st.integers(1, 512), st.sampled_from([1, 3]), st.integers(2, 8))
 def test_five_to_seven_bits_compute_as_eight_and_three_as_four(ic: int, oc: int, k: int, other: int) -> None:
     model = replace(MODEL, interface_bits=10**9, weight_buffer_bytes=10**9, input_buffer_bytes=10**9, output_buffer_bytes=10**9)

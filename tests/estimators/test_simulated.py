@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from tightrope.spaces import Extent, Layer, Network, Op, Policy, Space
 from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.unit import lower, macs, size_bytes
 
+device = lru_cache(load_profile)
+
 
 @pytest.mark.parametrize("name", profiles(), scope="class")
 class TestEveryProfile(DeviceContract):
@@ -22,6 +25,10 @@ class TestEveryProfile(DeviceContract):
 
     def make(self, batch: int = 1) -> Simulated:
         return load_profile(self.name, batch=batch)
+
+    @pytest.fixture
+    def device(self) -> Simulated:
+        return device(self.name)
 
     def test_says_that_it_is_simulated(self, device: Simulated) -> None:
         assert "simulated" in device.notes[0]
