@@ -58,6 +58,7 @@ class Prepared:
     settings: Settings = field(default_factory=Settings)
     nested: Mapping[str, Nested] = field(default_factory=dict, repr=False)
     traced: Traced | None = None
+    skeleton: Any = field(default=None, repr=False)  # `export.skeleton.Skeleton`, made when it is first needed
     memo: "Memo" = field(default_factory=lambda: Memo(MEMO_BYTES), repr=False)
     _ranges: dict[tuple[str, int], Range] = field(default_factory=dict, repr=False)
 

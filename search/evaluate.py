@@ -56,7 +56,9 @@ class OrtEvaluator:
         self.metric = task.measure
         self.batch = source.prepared.traced.skeleton.meta["batch"] if source.prepared.traced else None
         self.batch = self.batch or min(MOST_BATCH, max(length(x) for x, _ in batches))
-        self.inputs = [np.concatenate([np.asarray(t) for t in column]) for column in zip(*(tensors(x) for x, _ in batches), strict=True)]
+        self.inputs = [
+            np.concatenate([np.asarray(t) for t in column]) for column in zip(*(tensors(x) for x, _ in batches), strict=True)
+        ]
         self.targets = [np.asarray(y) for _, y in batches]
         source.skeleton(source.prepared.network.widths, self.batch)  # learnt here, so that workers need not
 

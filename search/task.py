@@ -75,7 +75,9 @@ class Task:
                 raise DataError(f"the {name} split is empty; it must hold at least one batch of (inputs, target)")
             for number, batch in enumerate(batches):
                 if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-                    raise DataError(f"batch {number} of the {name} split must be a pair (inputs, target), got {type(batch).__name__}")
+                    raise DataError(
+                        f"batch {number} of the {name} split must be a pair (inputs, target), got {type(batch).__name__}"
+                    )
                 count, wanted = length(batch[0]), length(batch[1])
                 if count < 1 or count != wanted:
                     raise DataError(f"batch {number} of the {name} split has {count} inputs and {wanted} targets")

@@ -24,6 +24,7 @@ from torch import fx, nn
 
 from tightrope.compressors.capture import tensor_of
 from tightrope.compressors.cut import resized
+from tightrope.compressors.prepare import Prepared
 from tightrope.compressors.trace import Traced, input_names
 from tightrope.spaces.errors import ExportError
 from tightrope.spaces.network import Extent
@@ -147,6 +148,16 @@ class Skeleton:
         model = _to_onnx(module, tuple(values))
         renamed = dict(zip([i.name for i in model.graph.input][len(inputs) :], lifted.values(), strict=True))
         return _rename(model, renamed)
+
+
+def skeleton_of(prepared: Prepared) -> Skeleton:
+    """The skeleton of a prepared model, made once."""
+    if prepared.skeleton is None:
+        if prepared.traced is None:
+            raise ExportError("these prepared arrays carry no graph; prepare the model again to export it")
+        prepared.skeleton = Skeleton(prepared.traced)
+    found: Skeleton = prepared.skeleton
+    return found
 
 
 def _is_float(node: fx.Node, traced: Traced) -> bool:

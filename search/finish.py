@@ -1,0 +1,359 @@
+"""The end of a run: controls, fine-tuning, export, measurement, the test split, the report."""
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tightrope.search.agent import Problem, make
+from tightrope.search.distribute import Executor
+from tightrope.search.evaluate import OrtEvaluator, score_module
+from tightrope.search.journal import Control, Final
+from tightrope.search.study import Study
+from tightrope.search.trial import Trial
+from tightrope.spaces.cost import Cost, Score
+from tightrope.spaces.errors import ExportError
+from tightrope.spaces.policy import Policy, write_atomically
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from tightrope.search.session import Setting
+
+log = logging.getLogger(__name__)
+RECIPE_SHARE, INT8 = 0.5, (8, 8)  # the hand recipe: half of the channels everywhere, fine-tune, int8
+
+
+@dataclass
+class Row:
+    """One line of the report: the dense model, a control or the best.
+
+    `search` and `test` are scores after fine-tuning, of the exported graph where there is one. `measured` is the latency as a
+    ratio to dense with the ends of its 90 % interval, timed in the same interleaved rounds; None on simulated devices.
+    """
+
+    name: str
+    policy: Policy
+    cost: Cost
+    found: Score
+    search: Score
+    test: Score | None = None
+    measured: tuple[float, float, float] | None = None
+    within_budget: bool = True
+    trial: int | None = None
+    module: "fx.GraphModule | None" = None
+
+
+@dataclass
+class Report:
+    """What a run came to; `to_json` and `markdown` are what stands in `best/`."""
+
+    name: str
+    device: str
+    simulated: bool
+    metric: str
+    budget: tuple[str, ...]
+    rows: list[Row]
+    remarks: list[str]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def best(self) -> Row | None:
+        return next((row for row in self.rows if row.name == "best"), None)
+
+    def to_json(self) -> dict[str, Any]:
+        dense = self.rows[0].cost
+        return {
+            "version": 1, "name": self.name, "device": self.device, "simulated": self.simulated, "metric": self.metric,
+            "budget": [*self.budget], "remarks": self.remarks, **self.about,
+            "rows": [
+                {
+                    "name": r.name, "trial": r.trial, "policy": r.policy.to_json(), "cost": r.cost.to_json(),
+                    "latency_ratio_predicted": r.cost.latency_ms / dense.latency_ms,
+                    "latency_ratio_measured": None if r.measured is None else dict(zip(("ratio", "low", "high"), r.measured, strict=True)),
+                    "score_in_search": r.found.to_json(), "score_search": r.search.to_json(),
+                    "score_test": None if r.test is None else r.test.to_json(), "within_budget": r.within_budget,
+                }
+                for r in self.rows
+            ],
+        }  # fmt: skip
+
+    def cells(self) -> list[list[str]]:
+        """The table of the report as text, its header first."""
+        dense = self.rows[0].cost
+        energy = dense.energy_mj is not None
+        latency = f"latency, simulated {self.device}" if self.simulated else "latency, measured"
+        head = [
+            "",
+            f"{self.metric} on test",
+            f"{self.metric} on search",
+            latency,
+            "predicted",
+            *(["energy"] if energy else []),
+            "size",
+            "budget",
+        ]
+        lines = [head]
+        for row in self.rows:
+            ratio = row.cost.latency_ms / dense.latency_ms
+            shown = (
+                f"{ratio:.3f}x" if row.measured is None else f"{row.measured[0]:.3f}x ({row.measured[1]:.3f}-{row.measured[2]:.3f})"
+            )
+            lines.append([
+                row.name, "-" if row.test is None else points(row.test), points(row.search), shown, f"{ratio:.3f}x",
+                *([f"{(row.cost.energy_mj or 0) / (dense.energy_mj or 1):.3f}x"] if energy else []),
+                f"{row.cost.size_bytes / 1000:.1f} KB", "met" if row.within_budget else "-" if row.name == "dense" else "missed",
+            ])  # fmt: skip
+        return lines
+
+    def markdown(self) -> str:
+        """The report as Markdown."""
+        head, *body = self.cells()
+        table = [head, ["---"] * len(head), *body]
+        lines = [
+            f"# {self.name}",
+            "",
+            f"Device {self.device}{' (simulated)' if self.simulated else ''}; budget {', '.join(self.budget)}.",
+            "",
+        ]
+        lines += ["| " + " | ".join(cells) + " |" for cells in table]
+        lines += ["", *(f"- {remark}" for remark in self.remarks)]
+        seconds = self.about.get("seconds", {})
+        lines += ["", "| phase | wall s | CPU s |", "| --- | --- | --- |"]
+        lines += [f"| {phase} | {wall:.1f} | {cpu:.1f} |" for phase, (wall, cpu) in seconds.items()]
+        return "\n".join(lines) + "\n"
+
+
+def points(score: Score) -> str:
+    return f"{score.value:.2f} ± {score.stderr:.2f}"
+
+
+def finish(study: Study, setting: "Setting", workers: Executor, folder: Path) -> Report:
+    """Make the report of a search, and the files of `best/`.
+
+    The best few of the front and all controls are recalibrated and fine-tuned alike and scored on the search split. The best
+    of them is measured, interleaved with the dense model; if it misses the latency budget, the next takes its place. Then the
+    test split is used, once.
+    """
+    progress, config = setting.progress, setting.config
+    remarks: list[str] = []
+    rows = [_dense(study)]
+    if config.controls:
+        progress.phase("controls")
+        rows += _controls(study, setting, workers)
+    candidates = _candidates(study, config.finetune.candidates)
+    rows += [Row("best", t.policy, t.cost, t.score, t.score, trial=t.number) for t in candidates if t.score is not None]
+    if not candidates:
+        remarks.append("no trial met the budget; there is no best policy")
+    searched, tested = OrtEvaluatorPair.of(setting)
+    unique: dict[Policy, Row] = {}
+    for row in rows:
+        if row.name == "dense":
+            continue
+        if row.policy in unique:
+            row.module, row.search = unique[row.policy].module, unique[row.policy].search
+            continue
+        progress.phase("fine-tune" if config.finetune.epochs and setting.task.has("train") else "recalibrate")
+        row.module = _tuned(row, setting)
+        row.search = searched(row.module)
+        unique[row.policy] = row
+    progress.phase("measure")
+    _measure(rows, study, setting, remarks)
+    chosen = _choose(rows, study, remarks)
+    rows = [row for row in rows if row.name != "best" or row is chosen]
+    progress.phase("test")
+    if setting.task.has("test"):
+        rows[0].test = score_module(setting.task.model.eval(), setting.task.split("test"), setting.task.measure)
+        for row in rows[1:]:
+            assert row.module is not None
+            row.test = tested(row.module)
+    for row in rows:
+        if row.name != "best":
+            study.add(Control(row.name, row.policy, row.cost, row.found))
+    progress.close()
+    report = Report(
+        study.header.name, study.header.device, study.header.simulated, study.header.metric, study.header.budget, rows, remarks,
+        _about(study, setting),
+    )  # fmt: skip
+    _write(report, chosen, setting, folder)
+    return report
+
+
+class OrtEvaluatorPair:
+    """Scores of fine-tuned modules on the search and on the test split: of the graphs that they export to, if there are."""
+
+    @staticmethod
+    def of(setting: "Setting") -> tuple[Any, Any]:
+        def scorer(split: str) -> Any:
+            made: list[OrtEvaluator] = []
+
+            def score(module: "fx.GraphModule") -> Score:
+                from tightrope.compressors.compress import payload_of
+
+                try:
+                    if not made:
+                        made.append(OrtEvaluator(setting.source, setting.task, split))
+                    return made[0].score(setting.source.written(payload_of(module), made[0].batch))
+                except ExportError:
+                    return score_module(module, setting.task.split(split), setting.task.measure)
+
+            return score
+
+        return scorer("search"), scorer("test")
+
+
+def _dense(study: Study) -> Row:
+    header = study.header
+    return Row("dense", header.dense, header.dense_cost, header.dense_score, header.dense_score, within_budget=False)
+
+
+def _controls(study: Study, setting: "Setting", workers: Executor) -> list[Row]:
+    """Uniform within the budget, the best of as many random trials as the search had, and the hand recipe."""
+    problem, rows = study.problem, []
+    if study.header.agent != "uniform":
+        rows += _search_with("uniform", problem, workers, 3)
+    if study.header.agent != "random":
+        rows += _search_with("random", problem, workers, len(study.trials), setting)
+    recipe = setting.space.uniform(RECIPE_SHARE, INT8)
+    cost = problem.cost(recipe)
+    workers.submit(0, recipe)
+    score = workers.next().score
+    if score is not None:
+        rows.append(Row("recipe", recipe, cost, score, score, within_budget=problem.meets(score, cost)))
+    return rows
+
+
+def _search_with(agent: str, problem: Problem, workers: Executor, trials: int, setting: "Setting | None" = None) -> list[Row]:
+    """The best feasible trial of another agent, in memory only."""
+    other = replace(problem, seed=problem.seed + 1_000_003, trials=trials)
+    rival, known, found = make(agent, other), {}, []  # type: ignore[var-annotated]
+    for number in range(trials):
+        policy = rival.ask(number)
+        if policy not in known:
+            workers.submit(number, policy)
+            outcome = workers.next()
+            known[policy] = outcome.score, outcome.failed
+        score, failed = known[policy]
+        cost = other.cost(policy)
+        trial = Trial(number, agent, policy, cost, score, other.meets(score, cost), failed)
+        rival.tell(trial)
+        if trial.score is not None and trial.feasible:
+            found.append(trial)
+        if setting is not None:
+            setting.progress.step(number + 1, trials, agent)
+    if not found:
+        return []
+    best = max(found, key=lambda t: other.value(t.score, t.cost))  # type: ignore[arg-type]
+    assert best.score is not None
+    return [Row(agent, best.policy, best.cost, best.score, best.score)]
+
+
+def _candidates(study: Study, count: int) -> list[Trial]:
+    """Feasible trials to fine-tune, the best first: those of the front, then others if it is short."""
+    problem = study.problem
+    feasible = [t for t in study.trials if t.feasible and t.score is not None]
+    ranked = sorted(feasible, key=lambda t: (-problem.value(t.score, t.cost), study.price(t)))  # type: ignore[arg-type]
+    found: dict[Policy, Trial] = {}
+    for trial in ranked:
+        found.setdefault(trial.policy, trial)
+    return list(found.values())[:count]
+
+
+def _tuned(row: Row, setting: "Setting") -> "fx.GraphModule":
+    from tightrope.compressors.compress import compress
+    from tightrope.search.session import tuned
+
+    return tuned(compress(None, row.policy, setting.prepared), setting, f"{row.name}{'' if row.trial is None else f' {row.trial}'}")
+
+
+def _measure(rows: list[Row], study: Study, setting: "Setting", remarks: list[str]) -> None:
+    """Time all rows against the dense model, interleaved; nothing on a simulated device."""
+    if study.header.simulated or setting.device.name != "ort-cpu":
+        remarks.append(f"latency and energy are those of the model of {study.header.device}: simulated, not measured")
+        return
+    from tightrope.compressors.compress import payload_of
+    from tightrope.compressors.export.onnx import check
+    from tightrope.estimators.measured.clock import measure
+
+    network, models = setting.prepared.network, {"dense": setting.source.model(rows[0].policy, setting.device.batch)}
+    for number, row in enumerate(rows[1:], 1):
+        assert row.module is not None
+        models[str(number)] = setting.source.written(payload_of(row.module), setting.device.batch)
+        check(models[str(number)], network, row.policy)
+    measured = measure(models, "dense", seed=setting.config.seed)
+    rows[0].measured = measured["dense"]
+    limits = dict(study.header.limits)
+    for number, row in enumerate(rows[1:], 1):
+        row.measured = measured[str(number)]
+        row.within_budget = study.problem.meets(row.search, row.cost)
+        if "latency_ms" in limits:
+            row.within_budget &= row.measured[0] <= limits["latency_ms"] / study.header.dense_cost.latency_ms
+    remarks.append("measured: ratio to dense in the same interleaved rounds, one thread, CPU time, 90 % interval")
+
+
+def _choose(rows: list[Row], study: Study, remarks: list[str]) -> Row | None:
+    """The best candidate that meets the budget as measured; a tie within the standard error goes to the cheaper."""
+    candidates = [row for row in rows if row.name == "best"]
+    for row in candidates:
+        study.add(Final(row.trial or 0, row.search, row.cost, row.measured))
+    fit = [row for row in candidates if row.within_budget]
+    for row in candidates:
+        if not row.within_budget and row.measured is not None:
+            remarks.append(f"trial {row.trial} missed the budget when measured ({row.measured[0]:.3f}x); the next took its place")
+    if not fit:
+        if candidates:
+            remarks.append("no candidate met the budget when measured; the best of them is shown all the same")
+            return max(candidates, key=lambda row: row.search.value)
+        return None
+    if study.header.floor is not None:
+        return min(fit, key=lambda row: study.problem.price(row.cost))
+    top = max(fit, key=lambda row: row.search.value)
+    near = [row for row in fit if row.search.value >= top.search.value - top.search.stderr]
+    return min(near, key=lambda row: row.cost.latency_ms)
+
+
+def _about(study: Study, setting: "Setting") -> dict[str, Any]:
+    from importlib.metadata import version
+
+    names = ("torch", "onnx", "onnxruntime", "optuna", "ray", "numpy")
+    return {
+        "agent": study.header.agent, "seed": study.header.seed, "trials": len(study.trials), "hypervolume": study.hypervolume,
+        "budget_use": study.budget_use, "seconds": setting.progress.seconds, "finished": time.time(),
+        "machine": f"{platform.machine()} {platform.system()}", "python": platform.python_version(),
+        "versions": {name: version(name) for name in names},
+    }  # fmt: skip
+
+
+def _write(report: Report, chosen: Row | None, setting: "Setting", folder: Path) -> None:
+    """The files of `best/`, and `front.csv`."""
+    from tightrope.compressors.export import export
+    from tightrope.search.report.front import write_csv
+
+    best = folder / "best"
+    best.mkdir(parents=True, exist_ok=True)
+    if chosen is not None and chosen.module is not None:
+        chosen.policy.save(best / "policy.json")
+        export(chosen.module, best / "model.safetensors")
+        if setting.device.name == "ort-cpu":
+            export(chosen.module, best / "model.onnx", batch=setting.device.batch)
+    write_atomically(best / "report.json", json.dumps(report.to_json(), indent=1) + "\n")
+    write_atomically(best / "report.md", report.markdown())
+    write_csv(folder, folder / "front.csv")
+
+
+def table(report: Mapping[str, Any] | Report) -> Any:
+    """The report as a rich table."""
+    from rich.table import Table
+
+    assert isinstance(report, Report)
+    head, *body = report.cells()
+    shown = Table(title=f"{report.name} on {report.device}", title_justify="left")
+    for index, cell in enumerate(head):
+        shown.add_column(cell, justify="left" if index == 0 else "right")
+    for cells in body:
+        shown.add_row(*cells, style="bold green" if cells[0] == "best" else "")
+    return shown

@@ -1,0 +1,202 @@
+"""A whole run: prepare, search, fine-tune the front, export, measure, report."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tightrope.search import config as configs
+from tightrope.search.config import Config
+from tightrope.search.distribute import Executor, pool
+from tightrope.search.progress import Quiet, default
+from tightrope.search.study import Study
+from tightrope.search.task import Task, load
+from tightrope.spaces.budget import Budget
+from tightrope.spaces.errors import RunError
+from tightrope.spaces.policy import Policy, write_atomically
+from tightrope.spaces.space import Space
+
+if TYPE_CHECKING:
+    from torch import fx, nn
+
+    from tightrope.compressors.prepare import Prepared
+    from tightrope.estimators.device import Device
+    from tightrope.search.evaluate import Source
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Setting:
+    """What a run works with, once its model is prepared and its device ready."""
+
+    config: Config
+    task: Task
+    prepared: "Prepared"
+    source: "Source"
+    device: "Device"
+    space: Space
+    progress: Quiet
+
+
+def set_up(task: Task, config: Config, progress: Quiet | None = None) -> Setting:
+    """Trace and calibrate the model, make the device ready (its latency table is built at first use) and lay out the space."""
+    from tightrope.compressors.export.skeleton import skeleton_of
+    from tightrope.compressors.prepare import Settings, prepare
+    from tightrope.estimators.registry import make
+    from tightrope.search.evaluate import Source
+
+    progress = progress or Quiet()
+    task.check()
+    progress.phase("prepare the model")
+    prepared = prepare(
+        task.model, task.example_inputs, task.split("calibration"), Settings(**config.compress.model_dump()), config.seed
+    )
+    device = make(config.device, batch=config.batch)
+    asked = config.space
+    space = Space.build(
+        prepared.network, device.pairs if asked.bits else (lambda layer: [max(device.pairs(layer))]), least_width=asked.least_width,
+        width_step=asked.width_step, rank_shares=asked.rank_shares, form=asked.form, dropped=device.notes,
+        channels=asked.channels, ranks=asked.ranks,
+    )  # fmt: skip
+    for note in space.dropped:
+        log.info("%s: %s", device.name, note)
+    source = Source(prepared, skeleton_of(prepared))
+    ready: Any = getattr(device, "prepare", None)
+    if ready is not None:
+        progress.phase(f"latency table of {device.name}")
+        ready(prepared.network, space, source, progress=progress.step)
+    return Setting(config, task, prepared, source, device, space, progress)
+
+
+def executor(setting: Setting) -> Executor:
+    """Workers that score on the search split; what is prepared is shared between them, read-only."""
+    from tightrope.search.evaluate import evaluator_for, pack, unpack
+
+    scorer = evaluator_for(setting.source, setting.task)
+    if setting.config.workers == 0:
+        return pool(lambda arrays: scorer, workers=0)
+    return pool(unpack, pack(scorer), workers=setting.config.workers, address=setting.config.address)
+
+
+def search(
+    task: Task, *, progress: Quiet | None = None, on_study: Callable[[Study, Setting], None] | None = None, **settings: Any
+) -> Study:
+    """Search a task for the best policy within a budget, and finish it: fine-tuned, exported, measured, reported.
+
+    Args:
+        progress: where to report; by default a bar on a terminal, else the log.
+        on_study: called once, when the search begins.
+        settings: the fields of `Config`: `budget`, `device`, `agent`, `trials`, `workers`, `seed`, `out`, `space`, ...
+
+    Returns:
+        The study; its run folder `out` holds `best/model.onnx`, `best/policy.json`, `best/report.md` and the journal.
+
+    Raises:
+        TightropeError: see `spaces.errors`; nothing is written over in a folder that holds another search.
+    """
+    return run(task, configs.make(settings), progress or default(), on_study)
+
+
+def run(task: Task, config: Config, progress: Quiet, on_study: Callable[[Study, Setting], None] | None = None) -> Study:
+    """`search` with a checked configuration."""
+    folder = Path(config.out)
+    if (folder / "trials.jsonl").exists() and (folder / "trials.jsonl").stat().st_size:
+        raise RunError(f"{folder} already holds a search; go on with `tightrope resume {folder}`, or choose another `out`")
+    try:
+        setting = set_up(task, config, progress)
+        progress.phase("start the workers")
+        workers = executor(setting)
+        try:
+            study = Study.start(
+                setting.space, setting.device, Budget.parse(config.budget), workers, folder=folder, name=folder.name,
+                agent=config.agent, settings=config.agent_settings, trials=config.trials, seed=config.seed, metric=task.metric_name,
+            )  # fmt: skip
+            config.save(folder / "config.yaml")
+            write_network(setting, folder)
+            return _go(study, setting, workers, folder, on_study)
+        finally:
+            workers.close()
+    finally:
+        progress.close()
+
+
+def resume(folder: str | Path, task: Task | None = None, progress: Quiet | None = None, trials: int | None = None) -> Study:
+    """Go on with the search of a run folder, wherever it stopped, and finish it.
+
+    Args:
+        task: the same task again; without it, it is loaded as `model` and `data` of the run's configuration say.
+        trials: how many in all, if more than were planned.
+    """
+    folder, progress = Path(folder), progress or default()
+    config = configs.load(folder / "config.yaml")
+    if task is None:
+        if not config.model:
+            raise RunError(f"{folder} was begun from Python: pass its task to resume()")
+        task = load(config.model, config.data, config.metric)
+    try:
+        setting = set_up(task, config, progress)
+        progress.phase("start the workers")
+        workers = executor(setting)
+        try:
+            return _go(Study.resume(folder, setting.space, setting.device), setting, workers, folder, None, trials)
+        finally:
+            workers.close()
+    finally:
+        progress.close()
+
+
+def _go(
+    study: Study, setting: Setting, workers: Executor, folder: Path,
+    on_study: Callable[[Study, Setting], None] | None, trials: int | None = None,
+) -> Study:  # fmt: skip
+    from tightrope.search.finish import finish
+    from tightrope.search.report.scalars import Board
+
+    with study, Board(folder) as board:
+        if on_study is not None:
+            on_study(study, setting)
+        setting.progress.phase(f"search with {study.header.agent}", study.header.trials)
+        before = setting.prepared.checksum()
+        study.run(workers, trials, on_trial=[board, setting.progress.trial])
+        report = finish(study, setting, workers, folder)
+        if setting.prepared.checksum() != before:
+            raise RunError("the base weights have changed during the search; the scores of this run cannot be trusted")
+        board.finish(study, report.markdown())
+    return study
+
+
+def write_network(setting: Setting, folder: Path) -> None:
+    """Write `network.json` of a run."""
+    write_atomically(folder / "network.json", json.dumps(setting.prepared.network.to_json(), indent=1) + "\n")
+
+
+def compress(task: Task, policy: Policy, *, config: Config | None = None) -> "fx.GraphModule":
+    """The task's model under a policy: a plain, smaller `nn.Module`, not fine-tuned."""
+    from tightrope.compressors.compress import compress as apply
+    from tightrope.compressors.prepare import Settings, prepare
+
+    chosen = config or Config()
+    settings = Settings(**chosen.compress.model_dump())
+    prepared = prepare(task.model, task.example_inputs, task.split("calibration"), settings, chosen.seed)
+    return apply(task.model, policy, prepared)
+
+
+def tuned(module: "fx.GraphModule", setting: Setting, label: str) -> "fx.GraphModule":
+    """A compressed module recalibrated and, where there is a train split, fine-tuned as the configuration says."""
+    from tightrope.compressors.finetune import Tuning, finetune
+    from tightrope.compressors.recalibrate import recalibrate
+
+    task, tune = setting.task, setting.config.finetune
+    recalibrate(module, task.split("calibration"))
+    if tune.epochs == 0 or not task.has("train"):
+        return module
+    dense: nn.Module = task.model
+    tuning = Tuning(epochs=tune.epochs, lr=tune.lr, distil=tune.distil, seed=setting.config.seed)
+
+    def tell(step: int, steps: int, loss: float) -> None:
+        setting.progress.step(step, steps, f"{label}, loss {loss:.3f}")
+
+    return finetune(module, dense, task.split("train"), tuning, augment=task.augment, on_step=tell)
