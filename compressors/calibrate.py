@@ -23,6 +23,7 @@ from tightrope.spaces.errors import DataError
 log = logging.getLogger(__name__)
 Float = NDArray[np.float32]
 MOST_PATCH = 2304  # input features of a layer up to which its whole patch covariance is kept; above, that of its channels
+MOST_CHANNELS = 4096  # input channels of a layer up to which a covariance is kept at all
 ROWS = 256  # input rows kept of each layer
 SAMPLES = 1 << 15  # values kept of each operator
 ROWS_PER_BATCH = 4096
@@ -33,7 +34,8 @@ class LayerStatistics:
     """What calibration saw of one layer. Features are `in/groups * kh * kw` of a convolution, `in` of a linear layer.
 
     `covariance` is `f x f`, centred: of all features where they are at most `MOST_PATCH` (`patches`), else of the input
-    channels alone. It is None for grouped and depthwise convolutions. `mean` has all features; `rows` some inputs.
+    channels alone. It is None for grouped and depthwise convolutions, and beyond `MOST_CHANNELS` channels. `mean` has all
+    features; `rows` some inputs.
     """
 
     covariance: NDArray[np.float64] | None
@@ -65,7 +67,8 @@ class _Layer:
         self.grouped = isinstance(module, nn.Conv2d) and module.groups > 1
         self.patches = self.features <= MOST_PATCH
         size = self.features if self.patches else weight.shape[1]
-        self.second = None if self.grouped else torch.zeros(size, size, dtype=torch.float64)
+        known = not self.grouped and size <= MOST_CHANNELS
+        self.second = torch.zeros(size, size, dtype=torch.float64) if known else None
         self.first = torch.zeros(self.features, dtype=torch.float64)
         self.centre: Tensor | None = None
         self.count = 0
@@ -84,7 +87,8 @@ class _Layer:
         rows = rows - self.centre  # near the mean, so that the covariance keeps its digits
         self.count += len(rows)
         self.first += rows.sum(0, dtype=torch.float64)
-        assert self.second is not None
+        if self.second is None:
+            return
         narrow = (
             rows if self.patches else rows.reshape(len(rows), len(self.second), -1)[:, :, rows.shape[1] // len(self.second) // 2]
         )
