@@ -367,6 +367,8 @@ class App {
     this.metrics();
     this.gather();
     this.listRuns();
+    const finals = this.selected?.run.finals.size;
+    if (this.selected && finals !== this.finalsShown && this.detailOf === this.selected) this.showDetail();
     this.draw();
   }
 
@@ -737,6 +739,8 @@ class App {
     if (this.selected?.run !== run || this.selected.index !== index) return; // another click came first
     if (this.pinned?.run === run && this.pinned.index === index) pinned = null;
     card.replaceChildren(...this.detail(run, index, detail, pinned));
+    this.detailOf = this.selected;
+    this.finalsShown = run.finals.size;
   }
 
   detail(run, index, detail, pinned) {
@@ -1238,7 +1242,7 @@ class Scatter extends Plot {
 
   bestMarks() {
     const { app } = this;
-    return app.shown.map((run) => app.where(run, app.best.get(run))).filter(Boolean).map((p) => shape("circle", { class: "best", cx: p.sx, cy: p.sy, r: 8.5, fill: "none", stroke: app.style(p.run).colour, "stroke-width": 2 }));
+    return app.shown.map((run) => app.where(run, app.best.get(run))).filter(Boolean).map((p) => shape("circle", { class: "best", "data-number": p.run.columns.number[p.index], cx: p.sx, cy: p.sy, r: 8.5, fill: "none", stroke: app.style(p.run).colour, "stroke-width": 2 }));
   }
 
   /** Rings around what is hovered, selected and pinned. */

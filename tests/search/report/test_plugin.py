@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import sample_runs
-from conftest import Answer, get
+from plugin_client import Answer, get
 
 Start = Callable[[Path], str]
 

@@ -322,3 +322,41 @@ def test_many_trials_are_drawn_on_a_canvas(tmp_path: Path, tensorboard: Callable
     number = int(front[0].get_attribute("data-number"))
     click_trial(frame, number)
     assert shown_policy(frame)["stem"][0] == expected_policy(journal[1 + number]["policy"])["stem"][0]
+
+
+@pytest.mark.parametrize("floor", [None, -8.0])
+def test_the_best_is_the_one_that_the_search_takes(
+    tmp_path: Path, tensorboard: Callable[[Path], str], tab: Callable[..., Any], floor: float | None
+) -> None:
+    from tightrope.search.report.front import Front
+
+    journal = sample_runs.write_run(tmp_path / "net", trials=120)
+    if floor is not None:  # an accuracy to be kept instead of a latency
+        study = journal[0]
+        study["budget"] = {"text": [f"accuracy>={floor:g}"], "limits": {}, "floor": floor}
+        for line in journal[1:]:
+            if line["kind"] == "trial":
+                kept = line["score"] and line["score"]["value"] >= study["dense"]["score"]["value"] + floor
+                line["feasible"] = bool(kept)
+        write_lines(tmp_path / "net", journal, "w")
+    best = Front.load(tmp_path / "net").best
+    assert best is not None
+    frame = tab(tensorboard(tmp_path))
+    assert [int(e.get_attribute("data-number")) for e in frame.query_selector_all("circle.best")] == [best.number]
+    assert len(frame.query_selector_all("line.budget")) == 1
+    titles = frame.eval_on_selector_all(".line text.title", "texts => texts.map(t => t.textContent)")
+    assert ("least latency (ms)" in titles) == (floor is not None)
+
+
+def test_what_became_of_a_trial_appears_while_it_is_shown(
+    tmp_path: Path, tensorboard: Callable[[Path], str], tab: Callable[..., Any]
+) -> None:
+    journal = sample_runs.write_run(tmp_path / "net", trials=60)
+    final = journal[-1]
+    write_lines(tmp_path / "net", [line for line in journal if line["kind"] != "final"], "w")
+    frame = tab(tensorboard(tmp_path))
+    click_trial(frame, final["number"])
+    assert "measured" not in frame.inner_text(".detail")
+    write_lines(tmp_path / "net", [final])
+    frame.wait_for_selector(".detail :text('fine-tuned: measured')", timeout=10_000)
+    assert f"{final['score']['value']:.2f}" in frame.inner_text(".detail")
