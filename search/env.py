@@ -104,7 +104,7 @@ class CompressionEnv(gym.Env[Observations, NDArray[np.float32]]):
         steps = np.arange(len(done))
         partial = np.where(steps[None] < steps[:, None], done, self._low)
         committed = self._committed(list(partial))
-        return np.stack([self._at_step(i, done[:i], committed[i]) for i in steps])
+        return np.stack([self._at_step(i, done[:i], committed[i]) for i in range(len(done))])
 
     def _committed(self, points: list[Point]) -> list[float]:
         """The share of the budget (of the dense cost where there is no limit) that each point uses, at most 1."""

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tightrope.estimators.device import Device
-from tightrope.search import journal, pareto
+from tightrope.search import journal
 from tightrope.search.agent import Agent, Problem, make
 from tightrope.search.agents.repair import fit
 from tightrope.search.distribute import Executor
 from tightrope.search.journal import Control, Final, Header, Journal, Record
+from tightrope.search.results import Results
 from tightrope.search.trial import Trial
 from tightrope.spaces.budget import Budget, Limits
 from tightrope.spaces.cost import Score
@@ -28,15 +29,17 @@ OnTrial = Callable[[Trial, "Study"], None]
 _log = logging.getLogger(__name__)
 
 
-class Study:
+class Study(Results):
     """Drives one agent and the workers that score its policies.
 
     The k-th ask sees the trials told from 0 to k-W in order, with W workers, whoever finishes first; so the same seed and the
-    same number of workers give the same trials. Make one with `start` or `resume`, then `run` it; or `open` it to look only.
+    same number of workers give the same trials. Make one with `start` or `resume`, then `run` it. To look only, `journal.read` the
+    folder and take its `Results`.
     """
 
     def __init__(self, header: Header, problem: Problem, agent: Agent, book: Journal | None = None, record: Record | None = None):
-        self.header, self.problem, self.agent = header, problem, agent
+        super().__init__(header, ())
+        self.problem, self.agent = problem, agent
         self.controls: list[Control] = list(record.controls if record else ())
         self.finals: list[Final] = list(record.finals if record else ())
         self._book = book
@@ -177,63 +180,13 @@ class Study:
     # --- results ----------------------------------------------------------------------------------------------------
 
     @property
-    def trials(self) -> list[Trial]:
+    def trials(self) -> Sequence[Trial]:
         """Every trial that is known, by number: those told, and those that finished ahead of their turn."""
         return [self._kept[number] for number in sorted(self._kept)]
 
-    def price(self, trial: Trial) -> float:
-        """The cost that is traded against the score, as a share of the dense model's."""
-        return self.problem.price(trial.cost)
-
-    @property
-    def front(self) -> list[Trial]:
-        """The trials that no other beats in both cost and score, from cheapest to dearest."""
-        return pareto.front(self.trials, self.price)
-
-    @property
-    def best(self) -> Trial | None:
-        """The trial to take (see `pareto.best`); None where none is feasible."""
-        return pareto.best(self.trials, self.price, least_cost=self.problem.floor is not None)
-
-    @property
-    def budget_use(self) -> float | None:
-        """Cost over budget of the best trial, the largest over all limits; None without either."""
-        best = self.best
-        return None if best is None or not self.problem.limits.top else self.problem.limits.use(best.cost)
-
-    @property
-    def hypervolume(self) -> float:
-        """Area that the trials dominate, from 0 to about 1.
-
-        The reference point is the cost limit of the traded metric (the dense cost where it has none) and a score half of dense
-        below dense; both axes are divided by their length, so that the dense score at no cost makes 1.
-        """
-        dense = self.header.dense_score.value
-        length = 0.5 * abs(dense) or 1.0
-        top = dict(self.header.limits).get(self.problem.metric)
-        most = 1.0 if top is None else top / (self.header.dense_cost.metric(self.problem.metric) or top)
-        scored = [(self.price(t) / most, (t.score.value - dense) / length) for t in self.trials if t.score is not None]
-        return pareto.hypervolume([c for c, _ in scored], [s for _, s in scored], (1.0, -1.0))
-
     def to_pandas(self) -> pd.DataFrame:
-        """One row a trial: number, feasible, score, its standard error, every cost, the policy as `channels:g`, `rank:l`, ..."""
-        import pandas as pd
-
-        return pd.DataFrame([self._row(t) for t in self.trials])
-
-    def _row(self, trial: Trial) -> dict[str, Any]:
-        network, score = self.problem.network, trial.score
-        row: dict[str, Any] = {
-            "number": trial.number, "feasible": trial.feasible, "score": score and score.value, "stderr": score and score.stderr,
-            **{m: trial.cost.metric(m) for m in ("latency_ms", "energy_mj", "size_bytes", "peak_ram_bytes", "macs")},
-            "failed": trial.failed, "cpu_seconds": trial.cpu_seconds,
-        }  # fmt: skip
-        row |= {f"channels:{group}": width for group, width in trial.policy.all_widths(network).items()}
-        for layer in network.layers:
-            choice = trial.policy.choice(layer.name)
-            row |= {f"weight_bits:{layer.name}": choice.weight_bits, f"act_bits:{layer.name}": choice.act_bits}
-            row[f"rank:{layer.name}"] = choice.rank
-        return row
+        """One row a trial; see `Results.frame`."""
+        return self.frame(self.problem.network)
 
 
 class _Queue:
