@@ -200,3 +200,84 @@ def tuned(module: "fx.GraphModule", setting: Setting, label: str) -> "fx.GraphMo
         setting.progress.step(step, steps, f"{label}, loss {loss:.3f}")
 
     return finetune(module, dense, task.split("train"), tuning, augment=task.augment, on_step=tell)
+
+
+def _again(run_folder: Path) -> tuple[Task, Config]:
+    """The task and configuration of a run folder, or of a YAML file."""
+    config = configs.load(run_folder if run_folder.is_file() else run_folder / "config.yaml")
+    if (run_folder / "demo.json").exists():
+        from tightrope.search.demo import task
+
+        return task(config.seed), config
+    if not config.model:
+        raise RunError(f"{run_folder} was begun from Python, where its model lives; use tightrope.export() there")
+    return load(config.model, config.data, config.metric), config
+
+
+def _policy(run_folder: Path, trial: int | None) -> Policy:
+    """The policy of a trial of a run; of its best if None."""
+    from tightrope.search import journal
+
+    if trial is None:
+        path = run_folder / "best" / "policy.json"
+        if not path.exists():
+            raise RunError(f"{run_folder} has no best policy yet; name one with --trial, or finish it with `tightrope resume`")
+        return Policy.load(path)
+    found = {t.number: t.policy for t in journal.read(run_folder).trials}
+    if trial not in found:
+        raise RunError(f"{run_folder} has no trial {trial}; its trials are 0 to {max(found, default=-1)}")
+    return found[trial]
+
+
+def export_run(run_folder: Path, trial: int | None, form: str, output: Path | None, finetune: bool = True) -> Path:
+    """Write a policy of a run as `onnx`, `packed` or `policy`; the best as it was fine-tuned, a trial's made anew."""
+    from tightrope.compressors.compress import compress as apply
+    from tightrope.compressors.export import export
+    from tightrope.spaces.errors import ExportError
+
+    suffixes = {"onnx": ".onnx", "packed": ".safetensors", "policy": ".json"}
+    if form not in suffixes:
+        raise ExportError(f"format must be one of {', '.join(suffixes)}, got {form!r}")
+    policy = _policy(run_folder, trial)
+    name = {"onnx": "model", "packed": "model", "policy": "policy"}[form] if trial is None else f"trial-{trial}"
+    target = output or run_folder / ("best" if trial is None else ".") / (name + suffixes[form])
+    kept = run_folder / "best" / {"onnx": "model.onnx", "packed": "model.safetensors", "policy": "policy.json"}[form]
+    if form == "policy":
+        policy.save(target)
+        return target
+    if trial is None:
+        if not kept.exists():
+            raise ExportError(f"{run_folder} is a search on a device that runs no ONNX file; use --format packed")
+        if target != kept:
+            write_atomically(target, kept.read_bytes())
+        return target
+    task, config = _again(run_folder)
+    setting = Setting(config, task, *_prepared(task, config), Quiet())  # type: ignore[arg-type]
+    module = apply(task.model, policy, setting.prepared)
+    if finetune:
+        tuned(module, setting, f"trial {trial}")
+    return export(module, target, device=config.device, batch=config.batch)
+
+
+def _prepared(task: Task, config: Config) -> tuple[Any, Any, Any, Any]:
+    from tightrope.compressors.prepare import Settings, prepare
+
+    settings = Settings(**config.compress.model_dump())
+    return prepare(task.model, task.example_inputs, task.split("calibration"), settings, config.seed), None, None, None
+
+
+def estimate_run(run_folder: Path, policy: Path | None, trial: int | None, device: str | None) -> tuple[Any, Any, Any]:
+    """Network, cost of a policy and cost of the dense model, on the device of a run or another."""
+    task, config = _again(run_folder)
+    if device is not None:
+        config = config.model_copy(update={"device": device})
+    setting = set_up(task, config, default())
+    setting.progress.close()
+    network = setting.prepared.network
+    if policy is not None:
+        chosen = Policy.load(policy, network)
+    elif trial is not None:
+        chosen = _policy(run_folder, trial).normal(network)
+    else:
+        chosen = setting.space.dense
+    return network, setting.device.estimate(network, chosen), setting.device.estimate(network, setting.space.dense)

@@ -31,11 +31,13 @@ _WHERE = {
     "Budget": "spaces.budget", "Network": "spaces.network", "Policy": "spaces.policy", "Space": "spaces.space",
     "Study": "search.study", "Task": "search.task", "TightropeError": "spaces.errors", "compress": "search.session",
     "compress_prepared": "compressors.compress:compress", "export": "compressors.export", "finetune": "compressors.finetune",
-    "prepare": "compressors.prepare", "resume": "search.session", "search": "search.session", "trace": "compressors.trace",
+    "prepare": "compressors.prepare", "resume": "search.session", "trace": "compressors.trace",
 }  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
+    if name == "search":  # the package, which can be called
+        return importlib.import_module("tightrope.search")
     if name not in _WHERE:
         raise AttributeError(f"module 'tightrope' has no attribute {name!r}")
     module, _, attribute = _WHERE[name].partition(":")
