@@ -139,7 +139,7 @@ def model(family: str, sizes: Sequence[int]) -> onnx.ModelProto:
         return [next(left) if size == "*" else int(size) for size in part.split(",")] if part else []
 
     attributes = dict(a.split("=", 1) for a in match["attributes"].split(";") if a)
-    made = {name: _value(value, left) for name, value in attributes.items()}
+    made = {name: _value(value, left) for name, value in attributes.items() if value != "[]"}
     inputs, constants, names = [], [], []
     for index, given in enumerate(match["inputs"].split(";") if match["inputs"] else []):
         name = f"i{index}" if given else ""

@@ -1,0 +1,108 @@
+"""Timing of ONNX models side by side, so that drift and neighbours fall on all of them alike.
+
+Models are visited in a fresh random order each round. A visit makes two calls back to back and times the second, by the CPU
+time of the one thread that runs it, which a busy machine disturbs least; a model's figure is the low quartile over rounds.
+"""
+
+import gc
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from tightrope.spaces.errors import DeviceError
+
+QUARTILE = 25.0
+CHUNK = 256  # sessions alive at once; one takes about 0.4 MB
+Float = NDArray[np.float64]
+
+
+class Runner:
+    """A model loaded into ONNX Runtime on one thread, with inputs and outputs bound, ready to be called.
+
+    `optimise=False` runs the graph as it is. Inputs are ones.
+
+    Raises:
+        DeviceError: ONNX Runtime cannot load the model.
+    """
+
+    def __init__(self, model: onnx.ModelProto | bytes, *, optimise: bool) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        level = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+        data = model if isinstance(model, bytes) else model.SerializeToString()
+        try:
+            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors share no base class of their own
+            raise DeviceError(f"ONNX Runtime cannot load a model to time: {error}") from error
+        self._binding = self._session.io_binding()
+        for given in self._session.get_inputs():
+            kind: Any = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64,
+                         "tensor(int32)": np.int32, "tensor(bool)": np.bool_}[given.type]  # fmt: skip
+            self._binding.bind_cpu_input(given.name, np.ones(given.shape, kind))
+        for made in self._session.get_outputs():
+            self._binding.bind_output(made.name, "cpu")
+        self._call = self._session.run_with_iobinding
+        self._call(self._binding)  # the first call allocates
+
+    def visit(self) -> int:
+        """CPU nanoseconds of the second of two calls."""
+        call, binding = self._call, self._binding
+        call(binding)
+        start = time.thread_time_ns()
+        call(binding)
+        return time.thread_time_ns() - start
+
+
+def time_rounds(runners: Sequence[Runner], rounds: int, rng: np.random.Generator) -> Float:
+    """Milliseconds, `rounds x models`, each round in an order of its own."""
+    found = np.empty((rounds, len(runners)))
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for row in found:
+            for index in rng.permutation(len(runners)).tolist():
+                row[index] = runners[index].visit() / 1e6
+    finally:
+        if enabled:
+            gc.enable()
+    return found
+
+
+def low_quartile(samples: Float) -> Float:
+    """The low quartile over rounds, of `rounds x models`."""
+    found: Float = np.percentile(samples, QUARTILE, axis=0)
+    return found
+
+
+def noise_floor(samples: Float) -> float:
+    """Mean relative difference of the models' figures between even and odd rounds, of `rounds x models`."""
+    even, odd = low_quartile(samples[::2]), low_quartile(samples[1::2])
+    return float(np.mean(np.abs(even / odd - 1)))
+
+
+def measure(
+    models: Mapping[str, onnx.ModelProto | bytes], reference: str, *, rounds: int = 60, seed: int = 0
+) -> dict[str, tuple[float, float, float]]:
+    """Latency ratios of whole models to the one named `reference`, timed in the same interleaved rounds.
+
+    Returns:
+        For each model the ratio and the ends of its 90 % interval, by bootstrap over rounds.
+    """
+    if reference not in models:
+        raise DeviceError(f"the reference {reference!r} must be one of the models, which are {sorted(models)}")
+    rng = np.random.default_rng(seed)
+    samples = time_rounds([Runner(m, optimise=True) for m in models.values()], rounds, rng)
+    base = list(models).index(reference)
+    drawn = rng.integers(0, rounds, (200, rounds))
+    figures = np.percentile(samples[drawn], QUARTILE, axis=1)  # 200 x models
+    ratios = figures / figures[:, base : base + 1]
+    figure = low_quartile(samples)
+    low, high = np.percentile(ratios, [5, 95], axis=0)
+    return {n: (float(figure[i] / figure[base]), float(low[i]), float(high[i])) for i, n in enumerate(models)}

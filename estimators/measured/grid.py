@@ -1,0 +1,180 @@
+"""Which nodes of a family to time, and the times of the others from theirs.
+
+Many of a family's sizes follow each other; those that do not are its axes. With one or two axes a product grid is timed and read
+multilinearly; with more, nodes that were met are timed and a sum over tensor sizes is fitted. ONNX Runtime's kernels work on
+output channels in steps of 16 and larger blocks, so along that axis every step is timed and sizes count as the next one.
+Elsewhere sizes that 16 or 8 or 4 divides run faster than others, so that they are read among their like.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+import numpy as np
+from scipy.optimize import nnls
+
+STEP = 16
+MOST_STEPS, PAIRED, ALONE, SCATTERED = 9, 3, 12, 24
+"""Most values of an axis: of output channels, of each like beside another axis, of each like alone; nodes of other families."""
+Sizes = tuple[int, ...]
+
+
+def output_column(family: str) -> int | None:
+    """The place among a family's sizes of the output channels of its weights, if they follow the policy."""
+    before = 0
+    for part in family.partition("}(")[2].partition(")->")[0].split(";"):
+        shape = part.partition(":")[2]
+        if part[:3] in ("=f:", "=s:", "=u:") and shape.count(",") and shape.startswith("*"):
+            return family.partition("}(")[0].count("*") + before
+        before += part.count("*")
+    return None
+
+
+def rounded(size: int) -> int:
+    """Output channels as the kernels count them."""
+    return size if size < STEP else -(-size // STEP) * STEP
+
+
+def like(size: int) -> int:
+    """The largest of 16, 8, 4, 2 and 1 that divides a size."""
+    return min(size & -size, STEP)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One free size: its place, whether it counts output channels, and the values that are timed."""
+
+    column: int
+    steps: bool
+    values: tuple[int, ...]
+
+    def at(self, sizes: Sizes) -> int:
+        return rounded(sizes[self.column]) if self.steps else sizes[self.column]
+
+    def around(self, size: int) -> tuple[int, ...]:
+        """The timed values among which a size is read: those like it where they enclose it, else all."""
+        near = tuple(v for v in self.values if like(v) == like(size))
+        return near if near and near[0] <= size <= near[-1] else self.values
+
+
+@dataclass(frozen=True)
+class Design:
+    """The nodes of one family that are timed: `keys`, on a product grid of `axes` or, with more than two, scattered."""
+
+    axes: tuple[Axis, ...]
+    keys: tuple[Sizes, ...]
+
+    @property
+    def is_grid(self) -> bool:
+        return len(self.axes) <= 2
+
+
+def design(family: str, met: Iterable[Sizes]) -> Design:
+    """Choose the nodes of a family to time, from sizes that policies of the space lower to."""
+    seen = sorted(set(met))
+    columns = list(zip(*seen, strict=True))
+    out = None if "group=*" in family else output_column(family)
+    free: list[int] = []
+    for column in sorted(range(len(columns)), key=lambda c: (-len(set(columns[c])), c != out)):
+        if len(set(columns[column])) > 1 and not any(_follows(columns[column], columns[f]) for f in free):
+            free.append(column)
+    axes = tuple(_axis(family, c, c == out, columns[c], len(free)) for c in sorted(free))
+    if len(axes) > 2:
+        order = sorted(seen, key=prod)
+        chosen = {order[i] for i in np.linspace(0, len(order) - 1, SCATTERED).astype(int)}
+        return Design(axes, tuple(sorted(chosen)))
+    values = [_column(columns, c, axes, seen) for c in range(len(columns))]
+    points = product(*(axis.values for axis in axes))
+    return Design(axes, tuple(tuple(value(point) for value in values) for point in points))
+
+
+def _column(columns: Sequence[Sizes], column: int, axes: tuple[Axis, ...], seen: Sequence[Sizes]) -> Callable[[Sizes], int]:
+    """A column's value at a point of the axes: an axis's own value, one that follows an axis, or a fixed one."""
+    for index, axis in enumerate(axes):
+        if columns[column] == columns[axis.column]:
+            return lambda point, i=index: point[i]  # type: ignore[misc]
+    for index, axis in enumerate(axes):
+        if _follows(columns[column], columns[axis.column]):
+            known = dict(zip(columns[axis.column], columns[column], strict=True))
+            return lambda point, i=index, known=known: known[_nearest(known, point[i])]  # type: ignore[misc]
+    return lambda point: seen[0][column]
+
+
+def _nearest(known: Mapping[int, int], value: int) -> int:
+    """The value, or the known one next below it, where a step stands for smaller sizes."""
+    return value if value in known else max((k for k in known if k <= value), default=min(known))
+
+
+def _follows(column: Sizes, leader: Sizes) -> bool:
+    """Whether each value of `leader` comes with one value of `column` only."""
+    return len(set(zip(leader, column, strict=True))) == len(set(leader))
+
+
+def _axis(family: str, column: int, steps: bool, met: Sizes, axes: int) -> Axis:
+    values = sorted({rounded(v) for v in met} if steps else set(met))
+    if steps:
+        return Axis(column, True, _spread(values, MOST_STEPS))
+    direct = [v for v in values if v < STEP and "nchwc:Conv" in family]  # read in another way below a block
+    found = {*direct, values[0], values[-1]}
+    for kind in {like(v) for v in values}:
+        found |= set(_spread([v for v in values if like(v) == kind], PAIRED if axes > 1 else ALONE))
+    return Axis(column, False, tuple(sorted(found)))
+
+
+def _spread(values: Sequence[int], most: int) -> tuple[int, ...]:
+    """At most so many of the values, first and last among them, evenly by rank."""
+    if len(values) <= most:
+        return tuple(values)
+    return tuple(values[i] for i in sorted(set(np.linspace(0, len(values) - 1, most).round().astype(int).tolist())))
+
+
+class Untimed(Exception):
+    """A node that was not timed, and that no timed ones enclose."""
+
+
+def interpolate(axes: tuple[Axis, ...], known: Mapping[Sizes, float], sizes: Sizes) -> float:
+    """The time at `sizes`, multilinearly between the timed points of a product grid.
+
+    Args:
+        known: times by the values at the axes.
+
+    Raises:
+        Untimed: a size lies beyond the grid, or the grid is not whole.
+    """
+    corners: list[list[tuple[int, float]]] = []
+    for axis in axes:
+        at = axis.at(sizes)
+        if not axis.values[0] <= at <= axis.values[-1]:
+            raise Untimed(f"size {at} must lie in [{axis.values[0]}, {axis.values[-1]}]")
+        values = axis.values if axis.steps else axis.around(at)
+        above = bisect_left(values, at)
+        if values[above] == at:
+            corners.append([(at, 1.0)])
+        else:
+            low, high = values[above - 1], values[above]
+            share = (at - low) / (high - low)
+            corners.append([(low, 1 - share), (high, share)])
+    try:
+        return sum(prod(w for _, w in corner) * known[tuple(v for v, _ in corner)] for corner in product(*corners))
+    except KeyError as error:
+        raise Untimed(f"sizes {error} were not timed") from None
+
+
+def fit_sum(known: Mapping[Sizes, float]) -> tuple[float, ...]:
+    """Weights, none below zero, of one, every size and the product of all in a sum that is nearest to the times, relatively."""
+    features = np.array([_features(sizes) for sizes in known])
+    times = np.array(list(known.values()))
+    scale = features.max(0)
+    weights, _ = nnls(features / scale / times[:, None], np.ones(len(times)))
+    return tuple((weights / scale).tolist())
+
+
+def evaluate(weights: tuple[float, ...], sizes: Sizes) -> float:
+    """The fitted sum at `sizes`."""
+    return float(np.dot(weights, _features(sizes)))
+
+
+def _features(sizes: Sizes) -> list[float]:
+    return [1.0, *map(float, sizes), float(prod(sizes))]
