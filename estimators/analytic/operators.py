@@ -16,21 +16,23 @@ _KINDS: dict[Sort, str] = {
         dropout alpha_dropout feature_dropout stochastic_depth to _to_copy type_as float half double bfloat16 sym_size sym_numel
         numel sym_constrain_range_for_size size arange zeros ones full zeros_like ones_like full_like empty new_zeros new_ones
         scalar_tensor tensor linspace select slice narrow split split_with_sizes chunk unbind assert_tensor_metadata
-        _assert_tensor_metadata permute transpose t numpy_T mT movedim swapaxes floordiv mod""",
+        _assert_tensor_metadata new_full unsafe_split unsafe_chunk diagonal sym_min sym_max sym_float sym_sum sym_not sym_ite
+        truediv permute transpose t numpy_T mT movedim swapaxes floordiv mod""",
     "unary": """relu relu6 relu_ leaky_relu prelu elu celu selu gelu silu swish mish softplus softsign hardtanh hardswish
         hardsigmoid sigmoid logsigmoid log_sigmoid tanh tanhshrink clamp clamp_min clamp_max abs neg exp log sqrt rsqrt square
         reciprocal erf sin cos sign round floor ceil pow batch_norm _native_batch_norm_legit_no_training logical_not bitwise_not
-        masked_fill""",
-    "elementwise": """add sub rsub mul div true_divide floor_divide remainder maximum minimum where addcmul addcdiv lerp atan2
-        eq ne lt le gt ge logical_and logical_or bitwise_and bitwise_or bitwise_xor cat concat stack pad constant_pad_nd
+        masked_fill log1p expm1 log2 log10 rrelu hardshrink softshrink threshold isnan isinf isfinite nan_to_num trunc frac""",
+    "elementwise": """add sub rsub mul div true_divide floor_divide remainder maximum minimum where addcmul addcdiv lerp atan2 eq ne lt le
+        gt ge logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor __and__ __or__ __xor__ fmod outer ger
+        bucketize scatter_add index_add slice_scatter select_scatter fold col2im cat concat stack pad constant_pad_nd
         reflection_pad1d reflection_pad2d replication_pad2d repeat repeat_interleave tile roll flip pixel_shuffle
         pixel_unshuffle channel_shuffle native_channel_shuffle index index_select gather embedding scatter index_put copy
         upsample_nearest1d upsample_nearest2d upsample_bilinear2d upsample_linear1d upsample_bicubic2d interpolate tril triu
         unfold im2col one_hot masked_select fill glu""",
     "reduce": """max_pool1d max_pool2d max_pool2d_with_indices avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d
         adaptive_max_pool1d adaptive_max_pool2d lp_pool2d mean sum amax amin max min any all argmax argmin var std var_mean
-        logsumexp norm linalg_vector_norm prod cumsum cummax softmax _softmax log_softmax _log_softmax layer_norm
-        native_layer_norm group_norm native_group_norm instance_norm rms_norm local_response_norm topk sort""",
+        logsumexp norm linalg_vector_norm prod cumsum cummax softmax _softmax _safe_softmax softmin log_softmax _log_softmax
+        layer_norm native_layer_norm group_norm native_group_norm instance_norm rms_norm local_response_norm topk sort""",
     "matmul": "matmul bmm mm addmm baddbmm scaled_dot_product_attention",
 }  # fmt: skip
 _SORTS: dict[str, Sort] = {name: sort for sort, names in _KINDS.items() for name in names.split()} | {"layer": "layer"}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,15 @@ FOLDER = Path(__file__).parents[1] / "profiles"
 M = TypeVar("M")
 
 
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """One number of a profile, or a table of names to numbers, with its unit and where it comes from."""
+
+    value: int | float | str | dict[str, float]
+    unit: str
+    source: str
+
+
 @dataclass(frozen=True)
 class Profile:
     """One file, checked. `calibrated` says that its figures were compared with a device or a public simulator."""
@@ -27,8 +35,7 @@ class Profile:
     title: str
     calibrated: bool
     notes: tuple[str, ...]
-    constants: dict[str, Any]
-    sources: dict[str, str]
+    constants: dict[str, Constant]
     where: str
 
     def build(self, model: type[M]) -> M:
@@ -41,7 +48,7 @@ class Profile:
         values = {}
         for name, field in fields.items():
             if name in self.constants:
-                values[name] = _value(self.constants[name], hints[name], f"{self.where}: constants.{name}.value")
+                values[name] = _value(self.constants[name].value, hints[name], f"{self.where}: constants.{name}.value")
             elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 raise DeviceError(f"{self.where}: constants.{name} is missing")
         try:
@@ -60,21 +67,20 @@ def read(path: Path) -> Profile:
         top = Fields(yaml.safe_load(path.read_text(encoding="utf-8")), path.name)
         top.only("version", "name", "model", "title", "calibrated", "notes", "constants")
         top.version(VERSION)
-        constants, sources = {}, {}
+        constants = {}
         for name, value in top.items("constants"):
             entry = Fields(value, f"{path.name}: constants.{name}")
             entry.only("value", "unit", "source")
-            entry.take("unit", str)
-            constants[name] = entry.take("value", (int, float, str, dict))
-            sources[name] = entry.take("source", str)
-            if not sources[name].strip():
+            source = entry.take("source", str)
+            if not source.strip():
                 raise DeviceError(f"{path.name}: constants.{name}.source must say where the number comes from, got nothing")
+            constants[name] = Constant(entry.take("value", (int, float, str, dict)), entry.take("unit", str), source)
         notes = top.take("notes", list, [])
         if not all(isinstance(note, str) for note in notes):
             raise DeviceError(f"{path.name}: notes must be a list of sentences, got {notes!r}")
         return Profile(
             top.take("name", str), top.take("model", str), top.take("title", str), top.take("calibrated", bool),
-            tuple(notes), constants, sources, path.name,
+            tuple(notes), constants, path.name,
         )  # fmt: skip
     except OSError as error:
         raise DeviceError(f"profile {path} cannot be read: {error.strerror}") from None
@@ -88,8 +94,6 @@ def read(path: Path) -> Profile:
 
 def _value(value: Any, kind: Any, where: str) -> Any:
     """Check one constant against the type of its field: numbers are finite and greater than 0."""
-    if isinstance(kind, types.UnionType):
-        kind = next(k for k in typing.get_args(kind) if k is not type(None))
     if typing.get_origin(kind) is dict:
         inner = typing.get_args(kind)[1]
         if not isinstance(value, dict) or not value:

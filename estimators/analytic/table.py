@@ -17,6 +17,7 @@ from tightrope.spaces.unit import Unit
 
 COLUMNS = ("compute_ms", "memory_ms", "stall_ms", "overhead_ms", "energy_mj", "size_bytes", "macs")
 PARTS = 3  # a layer becomes at most three units
+_MOST = 1 << 16  # variants of a layer remembered: 11 MB
 _FORMS = ("", "svd", "spatial", "tucker")
 _FIELDS = ((8, "bits"), (8, "bits"), (4, "form"), (1 << 15, "rank"), (1 << 20, "inputs"), (1 << 20, "outputs"))  # of a code
 
@@ -178,7 +179,7 @@ class Table:
 
 
 class _Memo:
-    """Rows by code; new codes are costed all at once."""
+    """Rows by code; new codes are costed all at once. It starts over rather than hold more than `_MOST`."""
 
     def __init__(self) -> None:
         self._at: dict[int, int] = {}
@@ -186,6 +187,8 @@ class _Memo:
 
     def look(self, codes: IntArray, cost: Callable[[IntArray], FloatArray]) -> FloatArray:
         unique, inverse = np.unique(codes, return_inverse=True)
+        if len(self._at) + len(unique) > _MOST:
+            self._at.clear()
         new = [code for code in unique.tolist() if code not in self._at]
         if new:
             fresh, count = cost(np.array(new)), len(self._at)

@@ -26,7 +26,7 @@ def write(folder: Path, profile: object) -> Path:
 def test_every_constant_has_a_source_and_every_file_its_name(name: str) -> None:
     device = load_profile(name)
     assert device.name == name
-    assert all(len(source) > 10 for source in device.profile.sources.values())
+    assert all(len(constant.source) > 10 for constant in device.profile.constants.values())
 
 
 def test_a_profile_of_ones_own_is_a_device(tmp_path: Path) -> None:

@@ -137,3 +137,13 @@ def test_an_operator_without_shapes_for_its_product_is_an_error() -> None:
 def test_a_batch_below_one_is_an_error() -> None:
     with pytest.raises(DeviceError, match="batch"):
         load_profile("bitfusion", batch=0)
+
+
+def test_a_full_memory_of_variants_starts_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, fresh = NETS["resnet8"], load_profile("tpu-like")
+    space, rng = Space.build(network, fresh.pairs), np.random.default_rng(3)
+    policies = [space.sample(rng) for _ in range(60)]
+    whole = fresh.estimate_many(network, policies)
+    monkeypatch.setattr("tightrope.estimators.analytic.table._MOST", 5)
+    again = load_profile("tpu-like")
+    assert [again.estimate(network, policy) for policy in policies] == whole
