@@ -22,8 +22,8 @@ _KINDS: dict[Sort, str] = {
         hardsigmoid sigmoid logsigmoid log_sigmoid tanh tanhshrink clamp clamp_min clamp_max abs neg exp log sqrt rsqrt square
         reciprocal erf sin cos sign round floor ceil pow batch_norm _native_batch_norm_legit_no_training logical_not bitwise_not
         masked_fill log1p expm1 log2 log10 rrelu hardshrink softshrink threshold isnan isinf isfinite nan_to_num trunc frac""",
-    "elementwise": """add sub rsub mul div true_divide floor_divide remainder maximum minimum where addcmul addcdiv lerp atan2 eq ne lt le
-        gt ge logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor __and__ __or__ __xor__ fmod outer ger
+    "elementwise": """add sub rsub mul div true_divide floor_divide remainder maximum minimum where addcmul addcdiv lerp atan2 eq
+        ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor __and__ __or__ __xor__ fmod outer ger
         bucketize scatter_add index_add slice_scatter select_scatter fold col2im cat concat stack pad constant_pad_nd
         reflection_pad1d reflection_pad2d replication_pad2d repeat repeat_interleave tile roll flip pixel_shuffle
         pixel_unshuffle channel_shuffle native_channel_shuffle index index_select gather embedding scatter index_put copy
