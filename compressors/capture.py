@@ -6,6 +6,7 @@ nothing in evaluation is taken out. The result is an ordinary, trainable `fx.Gra
 """
 
 import copy
+import hashlib
 import logging
 import operator
 from collections.abc import Mapping
@@ -43,12 +44,14 @@ def capture(model: nn.Module, example_inputs: Inputs) -> fx.GraphModule:
     """Return the skeleton of a model in evaluation mode; the model and its weights are left as they were.
 
     The skeleton takes the model's own arguments and returns what it returns, at any batch size where the model allows
-    that. `skeleton.meta["batch"]` is None then, and the one batch size that it runs at otherwise.
+    that. `skeleton.meta["batch"]` is None then, and the one batch size that it runs at otherwise; `skeleton.meta["model"]` is
+    the model's checksum.
 
     Raises:
         TraceError: the model cannot be exported; the message names the operator or line that stopped it.
     """
     args, kwargs = arguments(example_inputs)
+    digest = checksum(model)
     model = copy.deepcopy(model).eval().requires_grad_(False)
     wide_args, wide_kwargs = tuple(map(at_least_two, args)), {k: at_least_two(v) for k, v in kwargs.items()}
     program, batch = _export(model, wide_args, wide_kwargs, dynamic=True), None
@@ -69,8 +72,18 @@ def capture(model: nn.Module, example_inputs: Inputs) -> fx.GraphModule:
     _drop_unused_tensors(graph)
     graph.graph.lint()
     graph.recompile()
-    graph.meta["batch"] = batch
+    graph.meta["batch"], graph.meta["model"] = batch, digest
     return graph.requires_grad_(True)
+
+
+def checksum(model: nn.Module) -> str:
+    """Sixteen hexadecimal digits over all parameters and buffers of a model."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from tightrope.compressors.assemble import assemble
-from tightrope.compressors.capture import tensor_of
+from tightrope.compressors.capture import checksum, tensor_of
 from tightrope.compressors.cut import assemble as build
 from tightrope.compressors.cut import build_layer, resized
 from tightrope.compressors.payload import Part as Arrays
@@ -47,21 +47,9 @@ def compress(model: nn.Module | None, policy: Policy, prepared: Prepared) -> fx.
     """
     if prepared.traced is None:
         raise CompressError("these prepared arrays carry no graph; prepare the model again to build a module of it")
-    if model is not None and not _same(model, prepared):
+    if model is not None and checksum(model) != prepared.traced.skeleton.meta["model"]:
         raise CompressError("the model's weights are not those that were prepared; call prepare() again after changing them")
     return build_module(prepared, assemble(prepared, policy))
-
-
-def _same(model: nn.Module, prepared: Prepared) -> bool:
-    """Whether layers without a folded norm still have the weights that were prepared."""
-    own = {name: p for name, p in model.named_parameters()}
-    for name, value in prepared.parameters.items():
-        mine = own.get(name)
-        if mine is not None and (tuple(mine.shape) != value.shape or not np.array_equal(mine.detach().float().numpy(), value)):
-            return False
-    last = prepared.network.layers[-1].name
-    mine = own.get(f"{last}.weight")
-    return mine is None or np.array_equal(mine.detach().numpy().reshape(-1), prepared.weights[last][0].reshape(-1))
 
 
 def build_module(prepared: Prepared, payload: Payload) -> fx.GraphModule:

@@ -174,11 +174,12 @@ class Analysis:
                     self.freeze(labels, reason)
 
     def _tensor(self, node: fx.Node) -> Labels | None:
+        if str(node.target) in self.parameters:
+            return self.parameters[str(node.target)]
         value = tensor_of(self.graph, str(node.target))
         if not value.is_floating_point() or not 1 < value.numel() <= MOST_PARAMETER:
             return None
-        if node.target not in self.parameters:
-            self.parameters[str(node.target)] = self.fresh(value.numel()).reshape(tuple(value.shape))
+        self.parameters[str(node.target)] = self.fresh(value.numel()).reshape(tuple(value.shape))
         return self.parameters[str(node.target)]
 
     def _layer(self, node: fx.Node) -> Labels | None:
@@ -345,13 +346,27 @@ class Analysis:
         return labels
 
     def _on_embedding(self, node: fx.Node) -> Any:
-        weight = node.args[0]
-        assert isinstance(weight, fx.Node)
-        rows = tensor_of(self.graph, str(weight.target)).shape[1]
-        if str(weight.target) not in self.parameters or self.parameters[str(weight.target)].shape[0] != 1:
-            self.parameters[str(weight.target)] = self.fresh(rows).reshape(1, rows)
-        rank = len(self.record.shapes[node])
-        return self.parameters[str(weight.target)].reshape((1,) * (rank - 1) + (rows,))
+        row = self._columns_of(node.args[0])
+        return row.reshape((1,) * (len(self.record.shapes[node]) - 1) + row.shape)
+
+    def _columns_of(self, weight: Any) -> Labels:
+        """One label for each column of a matrix outside of the layers, whose rows are never cut."""
+        value = tensor_of(self.graph, str(weight.target))
+        if str(weight.target) not in self.parameters:
+            self.parameters[str(weight.target)] = self.labels[weight] = self.fresh(value.shape[1]).reshape(1, -1)
+        labels = self.parameters[str(weight.target)]
+        return np.broadcast_to(self.column(labels, 1), value.shape[1:])
+
+    def _on_linear(self, node: fx.Node) -> Any:
+        """A linear layer that is none of ours, since its weight is another operator's too: it reads channels and writes none."""
+        source, weight = node.args[0], node.args[1]
+        if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+            raise ValueError("its weight is computed")
+        labels = self.get(source)
+        if labels is not None:
+            row = self._columns_of(weight)
+            self.tie(np.broadcast_to(self.column(labels, labels.ndim - 1), row.shape), row)
+        return None
 
     def _on_matmul(self, node: fx.Node) -> Any:
         a, b = node.args[0], node.args[1]

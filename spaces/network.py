@@ -46,8 +46,10 @@ class Extent:
     def from_json(value: Any, where: str) -> "Extent":
         if isinstance(value, int) and not isinstance(value, bool):
             return Extent(value)
-        if isinstance(value, list) and len(value) == 2 and isinstance(value[0], int) and isinstance(value[1], dict):
-            return Extent(value[0], tuple((str(g), int(r)) for g, r in value[1].items()))
+        if isinstance(value, list) and len(value) == 2 and isinstance(value[1], dict):
+            whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (value[0], *value[1].values()))
+            if whole and min(value[1].values(), default=1) > 0 <= value[0]:
+                return Extent(value[0], tuple(value[1].items()))
         raise NetworkError(f"{where} must be a whole number or [fixed, {{group: repeat}}], got {value!r}")
 
 
@@ -216,7 +218,7 @@ class Network:
             )  # fmt: skip
         groups = []
         for name, width in top.items("groups"):
-            if not isinstance(width, int) or width < 1:
+            if isinstance(width, bool) or not isinstance(width, int) or width < 1:
                 raise NetworkError(f"{top.where}.groups.{name} must be a whole number of at least 1, got {width!r}")
             groups.append(Group(name, width))
         ops = tuple(

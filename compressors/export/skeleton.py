@@ -146,7 +146,8 @@ class Skeleton:
         shapes = {p.name: [e.at(widths) for e in p.shape] for p in traced.network.parameters}
         values += [torch.zeros(shapes[name]) for name in lifted.values()]
         model = _to_onnx(module, tuple(values))
-        renamed = dict(zip([i.name for i in model.graph.input][len(inputs) :], lifted.values(), strict=True))
+        tensors = sum(isinstance(value, torch.Tensor) for value in values) - len(lifted)
+        renamed = dict(zip([i.name for i in model.graph.input][tensors:], lifted.values(), strict=True))
         return _rename(model, renamed)
 
 
