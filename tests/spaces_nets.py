@@ -58,7 +58,8 @@ def networks(draw: st.DrawFn) -> Network:
         kind = draw(st.sampled_from(("conv", "linear")))
         kernel = draw(pair) if kind == "conv" else (1, 1)
         layers.append(
-            Layer(name, kind, before, after, kernel, draw(pair), draw(pair), draw(pair), 1, draw(pair), draw(pair), draw(st.booleans()),
+            Layer(name, kind, before, after, kernel, draw(pair), draw(pair), draw(pair), 1, draw(pair), draw(pair),
+                  draw(st.booleans()),
                   draw(st.integers(1, 3)), draw(st.sampled_from(("", "relu", "relu6"))), draw(st.text(max_size=9)))
         )  # fmt: skip
         before = after

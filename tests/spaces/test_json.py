@@ -185,7 +185,8 @@ def test_a_bad_cost_names_its_field(change: str) -> None:
 
 @pytest.mark.parametrize(
     ("data", "words"),
-    [(b"{", "is not JSON"), (b"[1]", "must be a JSON object, got list"), (b"\xff\xfe{}", "is not UTF-8"), (b"[" * 100_000, "nested too deeply")],
+    [(b"{", "is not JSON"), (b"[1]", "must be a JSON object, got list"), (b"\xff\xfe{}", "is not UTF-8"),
+     (b"[" * 100_000, "nested too deeply")],
 )  # fmt: skip
 def test_a_file_that_is_no_policy_is_refused(data: bytes, words: str, tmp_path: Path) -> None:
     path = tmp_path / "policy.json"
