@@ -148,7 +148,7 @@ def main() -> None:
     options = parser.parse_args()
     figures: list[Figure] = []
     for part in (bitfusion(options.oracle), scalesim(options.oracle), zigzag(options.oracle), boards(), bitserial(),
-                 speed(1000 if options.quick else 8000)):  # fmt: skip
+                 speed(500 if options.quick else 4000)):  # fmt: skip
         for name, value, unit_ in part:
             print(f"{name:48s} {value:14.4f} {unit_}", flush=True)
             figures.append((name, value, unit_))

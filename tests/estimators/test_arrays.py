@@ -70,12 +70,12 @@ def zigzag(name: str) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("name", SPATIAL)
 def test_spatial_arrays_follow_zigzag(name: str) -> None:
     ours, theirs = zigzag(name)
-    assert len(ours) >= 12
+    assert len(ours) >= 18
     for column in range(2):
         ratio = np.log(ours[:, column] / theirs[:, column])
         assert spearmanr(ours[:, column], theirs[:, column])[0] >= 0.9
         assert abs(ratio.mean()) <= np.log(1.1)
-        assert np.abs(ratio).max() <= np.log(1.3)
+        assert np.abs(ratio).max() <= np.log(1.4)
 
 
 def test_dimensions_that_do_not_fill_an_array_waste_it() -> None:
