@@ -141,7 +141,7 @@ class QuantLinear(nn.Module):
             self.out_features,
             self.bits,
             self.group,
-            self.activation,
+            ACTIVATIONS[self.activation],
             self.x_scale,
             self.x_zero,
             self.y_scale,

@@ -10,6 +10,7 @@
 
 #include "histogram.h"
 #include "kernels.h"
+#include "torch_op.h"
 
 namespace nb = nanobind;
 using namespace tightrope;
@@ -98,16 +99,9 @@ int histogram_ratio(Array<const std::int64_t, Flat> counts, double low, double h
                     ratios, scratch.data());
 }
 
-Layout layout(std::size_t n, std::size_t k, int bits, std::size_t group) {
-  require_bits(bits);
-  require(n >= 1 && k >= 1 && n < (std::size_t{1} << 31) && k < (std::size_t{1} << 31), "n and k must lie in [1, 2^31)");
-  require(group % kChunk == 0 && group <= kWholeRow, "group must be 0 (the whole row) or a multiple of 32 up to 256");
-  return {n, k, bits, group};
-}
-
 void pack_linear(Array<const std::uint8_t, Matrix> codes, Array<const float, Matrix> scales,
-                 Array<const std::uint8_t, Matrix> zeros, int bits, std::size_t group, Array<std::uint8_t, Flat> packed) {
-  const Layout w = layout(codes.shape(0), codes.shape(1), bits, group);
+                 Array<const std::uint8_t, Matrix> zeros, int bits, std::int64_t group, Array<std::uint8_t, Flat> packed) {
+  const Layout w = checked_layout(static_cast<std::int64_t>(codes.shape(0)), static_cast<std::int64_t>(codes.shape(1)), bits, group);
   require(scales.shape(0) == w.n && scales.shape(1) == w.groups(), "scales must be [n, groups]");
   require(zeros.shape(0) == w.n && zeros.shape(1) == w.groups(), "zeros must be [n, groups]");
   require(packed.size() == w.bytes(), "packed must hold linear_bytes(n, k, bits, group) bytes");
@@ -115,9 +109,9 @@ void pack_linear(Array<const std::uint8_t, Matrix> codes, Array<const float, Mat
   pack_tiles(w, codes.data(), scales.data(), zeros.data(), packed.data());
 }
 
-void unpack_linear(Array<const std::uint8_t, Flat> packed, int bits, std::size_t group, Array<std::uint8_t, Matrix> codes,
+void unpack_linear(Array<const std::uint8_t, Flat> packed, int bits, std::int64_t group, Array<std::uint8_t, Matrix> codes,
                    Array<float, Matrix> scales, Array<std::uint8_t, Matrix> zeros) {
-  const Layout w = layout(codes.shape(0), codes.shape(1), bits, group);
+  const Layout w = checked_layout(static_cast<std::int64_t>(codes.shape(0)), static_cast<std::int64_t>(codes.shape(1)), bits, group);
   require(scales.shape(0) == w.n && scales.shape(1) == w.groups(), "scales must be [n, groups]");
   require(zeros.shape(0) == w.n && zeros.shape(1) == w.groups(), "zeros must be [n, groups]");
   require(packed.size() == w.bytes(), "packed must hold linear_bytes(n, k, bits, group) bytes");
@@ -125,25 +119,21 @@ void unpack_linear(Array<const std::uint8_t, Flat> packed, int bits, std::size_t
   unpack_tiles(w, packed.data(), codes.data(), scales.data(), zeros.data());
 }
 
-// Addresses, not arrays: handing five arrays over costs more than a small layer takes. The caller vouches for the
-// addresses, their element types and contiguity; sizes of what is packed are checked here.
-void run_linear(std::uintptr_t x, bool x_is_codes, float x_scale, int x_zero, std::uintptr_t packed,
-                std::size_t packed_size, std::uintptr_t bias, int activation, std::uintptr_t y, bool y_is_codes,
-                float y_scale, int y_zero, std::size_t m, std::size_t n, std::size_t k, int bits, std::size_t group,
-                int threads, const std::string& isa) {
-  const Layout w = layout(n, k, bits, group);
-  require(packed_size == w.bytes(), "packed must hold exactly the bytes of an n x k weight at these bits and group");
-  require(std::isfinite(x_scale) && (x_scale == 0.0f || x_scale > 1e-30f), "x_scale must be 0 (per row) or in (1e-30, inf)");
-  require(!x_is_codes || x_scale > 0.0f, "x_scale must be given where x is uint8");
-  require(!y_is_codes || (std::isfinite(y_scale) && y_scale > 1e-30f), "y_scale must lie in (1e-30, inf)");
-  require(x_zero >= 0 && x_zero <= 255 && y_zero >= 0 && y_zero <= 255, "x_zero and y_zero must lie in [0, 255]");
-  require(activation >= 0 && activation <= 2, "activation must be none, relu or gelu");
-  const Linear call{w, reinterpret_cast<const std::uint8_t*>(packed), reinterpret_cast<const float*>(bias),
-                    static_cast<Activation>(activation), m,
-                    x_is_codes ? nullptr : reinterpret_cast<const float*>(x),
-                    x_is_codes ? reinterpret_cast<const std::uint8_t*>(x) : nullptr, x_scale, x_zero,
-                    y_is_codes ? nullptr : reinterpret_cast<float*>(y),
-                    y_is_codes ? reinterpret_cast<std::uint8_t*>(y) : nullptr, y_scale, y_zero};
+// On addresses, for tests and benchmarks of one instruction set; who calls vouches for them. torch_op.cpp has the rest.
+void run_linear(std::uintptr_t x, bool x_is_codes, double x_scale, std::int64_t x_zero, std::uintptr_t packed,
+                std::size_t packed_size, std::uintptr_t bias, std::int64_t activation, std::uintptr_t y, bool y_is_codes,
+                double y_scale, std::int64_t y_zero, std::size_t m, std::int64_t n, std::int64_t k, std::int64_t bits,
+                std::int64_t group, int threads, const std::string& isa) {
+  Linear call{};
+  call.w = checked_layout(n, k, bits, group);
+  call.packed = reinterpret_cast<const std::uint8_t*>(packed);
+  call.bias = reinterpret_cast<const float*>(bias);
+  call.m = m;
+  if (x_is_codes) call.x_codes = reinterpret_cast<const std::uint8_t*>(x);
+  else call.x = reinterpret_cast<const float*>(x);
+  if (y_is_codes) call.y_codes = reinterpret_cast<std::uint8_t*>(y);
+  else call.y = reinterpret_cast<float*>(y);
+  set_checked(call, packed_size, activation, x_scale, x_zero, x_is_codes, y_scale, y_zero, y_is_codes);
   const Kernels& k_ = table(isa);
   nb::gil_scoped_release release;
   linear(k_, call, threads);
@@ -172,12 +162,13 @@ NB_MODULE(_kernels, m) {
         nb::arg("counts").noconvert());
   m.def("histogram_ratio", histogram_ratio, nb::arg("counts").noconvert(), nb::arg("low"), nb::arg("high"),
         nb::arg("entropy"), nb::arg("bits"), nb::arg("ratios"));
-  m.def("linear_bytes", [](std::size_t n, std::size_t k, int bits, std::size_t group) { return layout(n, k, bits, group).bytes(); },
+  m.def("linear_bytes", [](std::int64_t n, std::int64_t k, std::int64_t bits, std::int64_t group) { return checked_layout(n, k, bits, group).bytes(); },
         nb::arg("n"), nb::arg("k"), nb::arg("bits"), nb::arg("group"));
   m.def("pack_linear", pack_linear, nb::arg("codes").noconvert(), nb::arg("scales").noconvert(),
         nb::arg("zeros").noconvert(), nb::arg("bits"), nb::arg("group"), nb::arg("packed").noconvert());
   m.def("unpack_linear", unpack_linear, nb::arg("packed").noconvert(), nb::arg("bits"), nb::arg("group"),
         nb::arg("codes").noconvert(), nb::arg("scales").noconvert(), nb::arg("zeros").noconvert());
   m.def("linear", run_linear);
+  m.def("register_torch_op", [](const std::string& library) { register_torch_op(library.c_str()); }, nb::arg("library"));
   m.def("dot_peak", dot_peak, nb::arg("rounds"), nb::arg("isa") = "");
 }

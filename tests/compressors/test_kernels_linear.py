@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch._inductor import config as inductor
 from torch.export import Dim, export
 
 from tightrope.compressors import _kernels, kernels
@@ -257,7 +258,7 @@ def test_any_leading_shape(x: torch.Tensor) -> None:
 
 def test_opcheck() -> None:
     linear, x = layer(group=32), torch.randn(3, 77)
-    for arguments in [(x,), (x, "gelu", 0.1, 7, 0.2, 3)]:
+    for arguments in [(x,), (x, 2, 0.1, 7, 0.2, 3)]:
         rest = (linear.packed, linear.bias, 21, 4, 32)
         torch.library.opcheck(quant_linear, (arguments[0], *rest, *arguments[1:]))
 
@@ -271,10 +272,12 @@ def test_export_with_a_dynamic_batch() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
 def test_compile_fullgraph() -> None:
     model = nn.Sequential(layer(), nn.ReLU()).eval()
     x = torch.randn(4, 77)
-    assert torch.equal(torch.compile(model, fullgraph=True)(x), model(x))
+    with inductor.patch(force_disable_caches=True):  # whose keys leave the operator's schema out
+        assert torch.equal(torch.compile(model, fullgraph=True)(x), model(x))
 
 
 def test_threads_change_nothing() -> None:
@@ -292,26 +295,28 @@ def test_threads_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": torch.zeros(2, 77, dtype=torch.float64)}, "x must be float32 or uint8, got torch.float64"),
+        ({"x": torch.zeros(2, 77, dtype=torch.float64)}, "x must be float32 or uint8"),
         ({"x": torch.zeros(77, 2).t()}, "x must be contiguous"),
-        ({"x": torch.zeros(2, 76 + 64)}, "packed must hold exactly the bytes"),
+        ({"x": torch.zeros(2, 76 + 64)}, "packed must hold exactly the [0-9]+ bytes of this weight, got"),
         ({"x": torch.zeros(2, 77, dtype=torch.uint8)}, "x_scale must be given where x is uint8"),
         ({"packed": torch.zeros(10, dtype=torch.int8)}, "packed must be contiguous uint8"),
-        ({"packed": torch.zeros(10, dtype=torch.uint8)}, "packed must hold exactly the bytes"),
-        ({"bias": torch.zeros(20)}, r"bias must be contiguous float32 \[21\]"),
+        ({"packed": torch.zeros(10, dtype=torch.uint8)}, "packed must hold exactly the [0-9]+ bytes of this weight, got"),
+        ({"bias": torch.zeros(20)}, "bias must be contiguous float32 of n = 21 elements"),
         ({"bits": 9}, r"bits must lie in \[2, 8\]"),
         ({"group": 48}, "group must be 0"),
-        ({"activation": "tanh"}, "activation must be one of none, relu, gelu, got 'tanh'"),
+        ({"activation": 3}, r"activation must be 0 \(none\), 1 \(relu\) or 2 \(gelu\), got 3"),
+        ({"x": torch.zeros(2, 0)}, "n and k must lie in"),
+        ({"x": torch.tensor(1.0)}, "x must be contiguous"),
         ({"x_scale": float("nan")}, "x_scale must be 0"),
         ({"x_zero": 256}, "x_zero and y_zero"),
-        ({"y_scale": -1.0}, "y_scale must lie in"),
+        ({"y_scale": -1.0}, "y_scale must be 0"),
         ({"n": 0}, "n and k must lie in|bias must be"),
     ],
 )
 def test_bad_arguments_are_named(change: dict[str, object], message: str) -> None:
     linear = layer()
     good = {"x": torch.zeros(2, 77), "packed": linear.packed, "bias": linear.bias, "n": 21, "bits": 4, "group": 0}
-    with pytest.raises((TypeError, ValueError), match=message):
+    with pytest.raises(ValueError, match=message):
         quant_linear(**(good | change))
 
 
