@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ import onnxruntime
 from scipy.optimize import nnls
 
 from tightrope.estimators.measured import nodes as one_node
-from tightrope.estimators.measured.clock import CHUNK, Runner, low_quartile, time_rounds
+from tightrope.estimators.measured.clock import CHUNK, Float, Runner, low_quartile, noise_floor, time_rounds
 from tightrope.estimators.measured.grid import Untimed, design
 from tightrope.estimators.measured.lowering import Lowering
 from tightrope.estimators.measured.nodes import Key, Node, key
@@ -29,7 +29,19 @@ from tightrope.spaces.space import Space
 from tightrope.spaces.unit import macs, size_bytes
 
 MET, ANCHORS = 1000, 32  # policies that are lowered to find the nodes to time, and nets that are built to fit the sum
-NODE_ROUNDS, NET_ROUNDS = 20, 40
+NODE_ROUNDS, NET_ROUNDS, LEAST_ROUNDS = 20, 40, 6
+CHUNK_SECONDS = 4.0  # about what a chunk may take; longer nodes are timed in fewer rounds
+CHUNK_NETS, CHUNK_BYTES = 8, 64 << 20
+REFERENCE = (
+    ("com.microsoft.nchwc:Conv{kernel_shape=[3,3];pads=[1,1,1,1]}(f:1,32,28,28;=f:32,32,3,3;=f:32)->f:1,32,28,28", ()),
+    ("com.microsoft:QLinearConv{channels_last=1;kernel_shape=[3,3];pads=[1,1,1,1]}"
+     "(u:1,14,14,64;=f:;=u:;=s:64,64,3,3;=f:64;=s:64;=f:;=u:;=i:64)->u:1,14,14,64", ()),
+    ("Gemm{transB=1}(f:64,256;=f:256,256;=f:256)->f:64,256", ()),
+    ("QuantizeLinear{}(f:1,32,28,28;=f:;=u:)->u:1,32,28,28", ()),
+    ("Transpose{perm=[0,2,3,1]}(u:1,64,28,28)->u:1,28,28,64", ()),
+)  # fmt: skip
+"""Nodes whose times tell how fast the machine is while others are timed; the same for every table."""
+EMPTY = ("Identity{}(f:1)->f:1", ())
 Progress = Callable[[int, int], None]
 log = logging.getLogger(__name__)
 
@@ -101,7 +113,6 @@ class OrtCpu:
         self._lowering = Lowering(network, make(network, source.skeleton, self.batch))
         self._known.clear()
         self.table = Table(folder / "ort-cpu" / f"{digest}.jsonl", mark)
-        self._base = [space.dense, space.uniform(0.5, (8, 8))]
         if not self.table.complete:
             self._fill(np.random.default_rng(seed), progress)
         self._fit()
@@ -119,35 +130,45 @@ class OrtCpu:
         anchors = mixed(self._space, rng, ANCHORS)
         total = len(missing) + len(anchors)
         log.info("timing %d nodes of %d families, and %d nets", len(missing), len(wanted), len(anchors))
-        for start in range(0, len(missing), CHUNK):
-            self._time(missing[start : start + CHUNK], rng)
+        done = 0
+        for chunk in self._time(missing, rng):
+            done += chunk
             if progress is not None:
-                progress(min(start + CHUNK, len(missing)), total)
+                progress(done, total)
         names = [json.dumps(p.to_json(), sort_keys=True) for p in anchors]
         fresh = [i for i, name in enumerate(names) if name not in self.table.nets]
-        if fresh:
-            samples, reference, empty = self._rounds(
-                [self._source.model(anchors[i], self.batch) for i in fresh], True, NET_ROUNDS, rng
-            )
-            self.table.add_nets([names[i] for i in fresh], samples, reference, empty)
+        for start in range(0, len(fresh), CHUNK_NETS):
+            chosen = fresh[start : start + CHUNK_NETS]
+            runners = [Runner(self._source.model(anchors[i], self.batch), optimise=True) for i in chosen]
+            self.table.add_nets([names[i] for i in chosen], *rounds_of(runners, NET_ROUNDS, rng))
+            if progress is not None:
+                progress(done + start + len(chosen), total)
         self.table.finish()
-        if progress is not None:
-            progress(total, total)
 
-    def _time(self, keys: Sequence[Key], rng: np.random.Generator) -> None:
-        samples, reference, empty = self._rounds([one_node.model(*k) for k in keys], False, NODE_ROUNDS, rng)
-        self.table.add(keys, samples, reference, empty)
+    def _time(self, keys: Sequence[Key], rng: np.random.Generator) -> Iterator[int]:
+        """Time nodes and add them to the table, in chunks; gives the number of each."""
+        waiting, size = list(reversed(keys)), 0
+        while waiting:
+            chosen: list[Key] = []
+            runners: list[Runner] = []
+            while waiting and len(chosen) < CHUNK and (size < CHUNK_BYTES or not chosen):
+                chosen.append(waiting.pop())
+                data = one_node.model(*chosen[-1]).SerializeToString()
+                size += len(data)
+                runners.append(Runner(data, optimise=False))
+            self.table.add(chosen, *rounds_of(runners, NODE_ROUNDS, rng))
+            size = 0
+            yield len(chosen)
 
-    def _rounds(
-        self, models: Sequence[onnx.ModelProto | bytes], optimise: bool, rounds: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, float, float]:
-        """Samples of models, `rounds x models`, with the reference's and an empty call's time in the same rounds."""
-        runners = [Runner(m, optimise=optimise) for m in models]
-        steady = [Runner(self._source.model(p, self.batch), optimise=True) for p in self._base]
-        steady.append(Runner(one_node.model("Identity{}(f:1)->f:1", ()), optimise=False))
-        samples = time_rounds([*runners, *steady], rounds, rng)
-        *reference, empty = low_quartile(samples[:, len(runners) :]).tolist()
-        return samples[:, : len(runners)], float(sum(reference)), empty
+    def timed(self, policies: Sequence[Policy], *, rounds: int = NET_ROUNDS, seed: int = 0) -> tuple[Float, float]:
+        """Build the graphs of policies and time them: milliseconds on the table's scale, and the noise floor of the run."""
+        rng, times, floors = np.random.default_rng(seed), [], []
+        for start in range(0, len(policies), CHUNK_NETS):
+            models = [self._source.model(p, self.batch) for p in policies[start : start + CHUNK_NETS]]
+            samples, reference, empty = rounds_of([Runner(m, optimise=True) for m in models], rounds, rng)
+            times.append((low_quartile(samples) - empty) * self.table.base / reference)
+            floors.append(noise_floor(samples))
+        return np.concatenate(times), float(np.mean(floors))
 
     def _fit(self) -> None:
         """One scale and one cost per node, nearest to the nets that were built, and the error when each is left out."""
@@ -192,8 +213,8 @@ class OrtCpu:
         return Cost(
             latency, size_bytes(network, policy), macs(network, policy) * self.batch, units=units,
             interval_ms=(latency * (1 - spread), latency * (1 + spread)),
-            provenance=f"{self.name}: onnxruntime {onnxruntime.__version__}, {processor()}, one thread, batch {self.batch}, CPU time, "
-            f"node table with {len(self.errors)} nets fitted to {100 * error:.1f} %",
+            provenance=f"{self.name}: onnxruntime {onnxruntime.__version__}, {processor()}, one thread, batch {self.batch}, "
+            f"CPU time, node table with {len(self.errors)} nets fitted to {100 * error:.1f} %",
         )  # fmt: skip
 
     def _units(self, policy: Policy) -> list[UnitCost]:
@@ -211,7 +232,8 @@ class OrtCpu:
             )
         if policy.network != self._network.fingerprint:
             raise DeviceError(
-                f"the device is prepared for network {self._network.fingerprint}, the policy is for {policy.network}; prepare it for that one"
+                f"the device is prepared for network {self._network.fingerprint}, but the policy is for {policy.network}; "
+                "prepare it for that one"
             )
 
     def _lower(self, policy: Policy) -> list[tuple[Key, str]]:
@@ -235,7 +257,8 @@ class OrtCpu:
             )
         log.info("timing %d nodes that no probe enclosed, %s among them", len(missing), missing[0])
         self.table.declare({family: design(family, [sizes]) for family, sizes in missing})
-        self._time(missing, np.random.default_rng(0))
+        for _ in self._time(missing, np.random.default_rng(0)):
+            pass
         return [self.table.time(k) for k in keys]
 
 
@@ -254,6 +277,19 @@ def probes(space: Space, rng: np.random.Generator, count: int) -> list[Policy]:
             point[wide] = np.where(rng.random(int(wide.sum())) < 0.5, 0.0, 1.0)
         found.append(space.decode(point))
     return found
+
+
+def rounds_of(runners: Sequence[Runner], rounds: int, rng: np.random.Generator) -> tuple[Float, float, float]:
+    """Samples, `rounds x runners`, and the times of the reference nodes and of an empty call in the same rounds.
+
+    There are fewer rounds where one of them takes long, and at least six.
+    """
+    steady = [Runner(one_node.model(*k), optimise=False) for k in (*REFERENCE, EMPTY)]
+    first = time_rounds([*runners, *steady], 1, rng)
+    rounds = max(LEAST_ROUNDS, min(rounds, int(CHUNK_SECONDS * 1e3 / (2 * first.sum()))))
+    samples = time_rounds([*runners, *steady], rounds, rng)
+    *reference, empty = low_quartile(samples[:, len(runners) :]).tolist()
+    return samples[:, : len(runners)], sum(reference) - len(reference) * empty, empty
 
 
 def mixed(space: Space, rng: np.random.Generator, count: int) -> list[Policy]:

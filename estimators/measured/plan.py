@@ -102,6 +102,7 @@ def make(network: Network, skeletons: Skeletons, batch: int) -> Plan:
     sources = [skeletons(widths, batch) for widths in probes]
     plan = Plan(batch)
     alias, raw = _read(plan, sources[0])
+    plan.outputs = tuple(alias.get(o.name, o.name) for o in sources[0].graph.output)
     forms = _Forms(plan, network, probes)
     for pin in (False, True):
         graphs = [_optimised(_standard(s, network, w, pin)) for s, w in zip(sources, probes, strict=True)]
@@ -109,17 +110,13 @@ def make(network: Network, skeletons: Skeletons, batch: int) -> Plan:
         _regions(plan, forms, graphs, shapes, raw, plan.pinned if pin else plan.free)
     held = set(plan.pinned)
     plan.steps = [s for s in plan.steps if isinstance(s, Call) or s in held]
-    plan.outputs = tuple(alias.get(o.name, o.name) for o in sources[0].graph.output)
     return plan
 
 
 def _probes(network: Network) -> list[dict[str, int]]:
-    """The dense widths and two more, at which sizes tell which widths they follow."""
+    """Four sets of widths at which sizes tell which widths they follow; none is 1, where transposes would vanish."""
     rng = np.random.default_rng(0)
-    return [
-        dict(network.widths),
-        *({g: int(rng.integers(max(1, w // 3), w + 1)) for g, w in network.widths.items()} for _ in range(3)),
-    ]
+    return [{g: int(rng.integers(max(2, w // 3), max(w, 4) + 1)) for g, w in network.widths.items()} for _ in range(4)]
 
 
 def _name(node: onnx.NodeProto) -> str:
@@ -275,8 +272,10 @@ def _regions(
     constants = [{t.name: numpy_helper.to_array(t) for t in g.graph.initializer} for g in graphs]
     layers = {s.made for s in plan.steps if isinstance(s, Call)}
     made: dict[str, Op] = {}
-    for nodes in zip(*(g.graph.node for g in graphs), strict=True):
-        if len({n.op_type for n in nodes}) > 1:
+    by_output = [{node.output[0]: node for node in g.graph.node} for g in graphs]
+    for first in graphs[0].graph.node:
+        nodes = [known.get(first.output[0], first) for known in by_output]
+        if len({n.op_type for n in nodes}) > 1 or not all(first.output[0] in known for known in by_output):
             raise DeviceError(f"ONNX Runtime optimises the network differently at other widths (operator {nodes[0].output[0]!r})")
         if nodes[0].output[0] in layers:
             continue
@@ -291,9 +290,9 @@ def _regions(
     for name in shapes[0]:
         plan.shapes.setdefault(name, forms.shape([s[name][0] for s in shapes]))
         plan.coded.setdefault(name, False)
-    stops = set(plan.points) | layers
+    stops = set(plan.points) | layers | set(plan.outputs)
     for name, op in made.items():
-        if name not in raw or name in found:
+        if name not in stops or name in found:
             continue
         ops: list[Op] = []
         reads: dict[str, None] = {}

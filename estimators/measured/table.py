@@ -1,7 +1,7 @@
 """The table of one network's nodes on one machine: raw samples on disk, append-only, and the times read from them.
 
-The file is JSON, one object a line: first the fingerprint, then families with their axes, timed nodes and timed whole nets. Lines that
-cannot be read (torn by a crash, not a number, below zero) are left out with a warning and cost nothing but themselves.
+The file is JSON, one object a line: first the fingerprint, then families with their axes, timed nodes and timed whole nets.
+Lines that cannot be read (torn by a crash, not a number, below zero) are left out with a warning, and nothing else is lost.
 """
 
 import json
@@ -136,7 +136,8 @@ class Table:
     def add_nets(self, policies: Iterable[str], samples: np.ndarray, reference: float, empty: float) -> None:
         """Add timed whole nets, by their policies' JSON: milliseconds, `rounds x nets`."""
         lines = [
-            {"net": policy, "ms": [round(x, 6) for x in column.tolist()], "reference_ms": round(reference, 6), "empty_ms": round(empty, 6)}
+            {"net": policy, "ms": [round(x, 6) for x in column.tolist()],
+             "reference_ms": round(reference, 6), "empty_ms": round(empty, 6)}
             for policy, column in zip(policies, samples.T, strict=True)
         ]  # fmt: skip
         self._append(lines)
