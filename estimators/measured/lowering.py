@@ -182,16 +182,18 @@ class _Graph:
             read: self.form(v, v.shape) for read in region.reads for v in [first if read == region.reads[0] else self.values[read]]
         }
         for op in region.ops:
-            self.nodes.append(self.node(op, region, made, on_codes and first.coded, self.plan.points.get(name, "")))
+            self.nodes.append(self.node(op, region, made, self.plan.points.get(name, "")))
         for output in region.ops[-1].outputs:
             tensor = made[output]
             self.values[output] = _Value({(tensor.coded, tensor.shape): tensor}, tensor.shape, tensor.coded)
 
-    def node(self, op: Op, region: Region, made: dict[str, Tensor], coded: bool, layer: str) -> Node:
+    def node(self, op: Op, region: Region, made: dict[str, Tensor], layer: str) -> Node:
+        """A node as ONNX Runtime has it; one that only moves values moves codes, and they are decoded behind it."""
         constants = tuple(
             [None if isinstance(i, str) else "" if i is None else self.constant(i) for i in op.inputs]
         )  # fmt: skip
         ins = [made[i] for i in op.inputs if isinstance(i, str)]
+        coded = op.kind in MOVES and bool(ins) and ins[0].coded
         outs = [Tensor(self.shape(self.plan.shapes[o]), coded) for o in op.outputs]
         made |= zip(op.outputs, outs, strict=True)
         return Node(op.kind, ins, outs, op.attributes, constants, layer, region, region.raw)
