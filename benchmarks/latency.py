@@ -71,13 +71,13 @@ def run(build: Callable[[], nn.Module], policies: int, batch: int, rng: np.rando
         costs = device.estimate_many(prepared.network, chosen)
         asked = time.process_time() - start
         for _ in range(3):
-            measured, floor = device.timed(chosen)
+            measured, floor = device.timed(prepared.network, chosen)
             if floor <= MOST_NOISE:
                 break
             print(f"noise floor {100 * floor:.1f} % is above {100 * MOST_NOISE:.0f} %: repeated", file=sys.stderr)
         found = np.array([c.latency_ms for c in costs])
         inside = [c.interval_ms[0] <= m <= c.interval_ms[1] for c, m in zip(costs, measured, strict=True) if c.interval_ms]
-        same = [predicted(device.nodes(p)) == actual(source.model(p, batch)) for p in chosen]
+        same = [predicted(device.nodes(prepared.network, p)) == actual(source.model(p, batch)) for p in chosen]
     errors = np.abs(found / measured - 1)
     return {
         "latency_mape": (100 * float(errors.mean()), "%"),
@@ -89,7 +89,7 @@ def run(build: Callable[[], nn.Module], policies: int, batch: int, rng: np.rando
         "nodes_match": (100 * float(np.mean(same)), "%"),
         "table_cpu_seconds": (built, "s"),
         "table_reopen_seconds": (reopened, "s"),
-        "table_nodes": (float(sum(len(f.exact) for f in device.table.families.values())), "1"),
+        "table_nodes": (float(sum(len(f.exact) for f in device.fitted(prepared.network, []).table.families.values())), "1"),
         "estimate_ms": (1e3 * asked / policies, "ms"),
     }
 

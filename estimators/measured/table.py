@@ -4,6 +4,7 @@ The file is JSON, one object a line: first the fingerprint, then families with t
 Lines that cannot be read (torn by a crash, not a number, below zero) are left out with a warning, and nothing else is lost.
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -25,9 +26,13 @@ VERSION = 1
 log = logging.getLogger(__name__)
 
 
+def identity(family: str) -> str:
+    """What stands for a family in the file's lines."""
+    return hashlib.sha256(family.encode()).hexdigest()[:12]
+
+
 @dataclass
 class _Family:
-    index: int
     axes: tuple[Axis, ...]
     exact: dict[Sizes, float] = field(default_factory=dict)
     weights: tuple[float, ...] | None = None
@@ -54,8 +59,7 @@ class Table:
         self.nets: dict[str, float] = {}
         self.base = math.nan  # the reference's time when the table was begun; later times are scaled to it
         self.complete = False  # whether all that a space needs was timed
-        self._names: dict[int, str] = {}
-        self._next = 0
+        self._names: dict[str, str] = {}
         self._grids: dict[str, dict[Sizes, float]] = {}
         self._memo: dict[Key, float] = {}
         if path is not None and path.exists():
@@ -113,7 +117,7 @@ class Table:
         for family, wanted in designs.items():
             if family not in self.families:
                 axes = [[a.column, a.steps, [*a.values]] for a in wanted.axes]
-                lines.append({"family": family, "index": self._next, "axes": axes})
+                lines.append({"family": family, "axes": axes})
                 self._declared(Fields(lines[-1], "family"))
         self._append(lines)
 
@@ -125,7 +129,7 @@ class Table:
     def add(self, keys: Sequence[Key], samples: np.ndarray, reference: float, empty: float) -> None:
         """Add timed nodes: milliseconds, `rounds x nodes`; those of the reference and of an empty call in the same rounds."""
         lines = [
-            {"node": self.families[f].index, "sizes": [*sizes], "ms": [round(x, 6) for x in column.tolist()],
+            {"node": identity(f), "sizes": [*sizes], "ms": [round(x, 6) for x in column.tolist()],
              "reference_ms": round(reference, 6), "empty_ms": round(empty, 6)}
             for (f, sizes), column in zip(keys, samples.T, strict=True)
         ]  # fmt: skip
@@ -188,14 +192,13 @@ class Table:
             self._node(fields)
 
     def _declared(self, fields: Fields) -> None:
-        family, index, axes = fields.take("family", str), fields.take("index", int), []
+        family, axes = fields.take("family", str), []
         for axis in fields.take("axes", list):
             if not (isinstance(axis, list) and len(axis) == 3 and isinstance(axis[2], list) and axis[2]):
                 raise FormatError(f"{fields.where}.axes must be lists of column, steps and values, got {axis!r}")
             axes.append(Axis(int(axis[0]), bool(axis[1]), tuple(int(v) for v in axis[2])))
-        self._names[index] = family
-        self._next = max(self._next, index + 1)
-        self.families.setdefault(family, _Family(index, tuple(axes)))
+        self._names[identity(family)] = family
+        self.families.setdefault(family, _Family(tuple(axes)))
 
     def _figure(self, fields: Fields) -> float:
         samples, reference = fields.take("ms", list), fields.take("reference_ms", float)
@@ -211,11 +214,10 @@ class Table:
         return float(max(figure - empty, 0.0) * self.base / reference)
 
     def _node(self, fields: Fields) -> None:
-        index = fields.take("node", int)
-        self._next = max(self._next, index + 1)
-        if index not in self._names:
-            raise FormatError(f"{fields.where}.node must be a family that stands before it, got {index}")
-        name, sizes = self._names[index], fields.ints("sizes")
+        family = fields.take("node", str)
+        if family not in self._names:
+            raise FormatError(f"{fields.where}.node must be a family that stands before it, got {family!r}")
+        name, sizes = self._names[family], fields.ints("sizes")
         self.families[name].exact[sizes] = self._figure(fields)
         self._grids.pop(name, None)
         self.families[name].weights = None

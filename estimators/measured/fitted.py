@@ -1,0 +1,179 @@
+"""One network's latency table, filled and fitted: what `ort-cpu` knows of the network that it is prepared for."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+from scipy.optimize import nnls
+
+from tightrope.estimators.measured import nodes as one_node
+from tightrope.estimators.measured.clock import CHUNK, Float, Runner, low_quartile, noise_floor
+from tightrope.estimators.measured.grid import Untimed, design
+from tightrope.estimators.measured.lowering import Lowering
+from tightrope.estimators.measured.nodes import Key, key
+from tightrope.estimators.measured.plan import make
+from tightrope.estimators.measured.sampling import mixed, probes, rounds_of
+from tightrope.estimators.measured.table import Table, designs
+from tightrope.spaces.errors import DeviceError
+from tightrope.spaces.network import Network
+from tightrope.spaces.policy import Policy
+from tightrope.spaces.space import Space
+
+MET, ANCHORS = 1000, 32  # policies that are lowered to find the nodes to time, and nets that are built to fit the sum
+NODE_ROUNDS, NET_ROUNDS = 20, 40
+CHUNK_NETS, CHUNK_BYTES = 8, 64 << 20
+REMEMBERED = 4096  # policies whose nodes are kept
+Progress = Callable[[int, int], None]
+log = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """What only an exporter can build, handed over by whoever has one."""
+
+    def skeleton(self, widths: Mapping[str, int], batch: int) -> onnx.ModelProto:
+        """The graph without layer weights (`compressors/export/skeleton.py`) at the widths of all groups."""
+        ...
+
+    def model(self, policy: Policy, batch: int) -> onnx.ModelProto | bytes:
+        """The file that would be exported for a policy; its weights do not matter."""
+        ...
+
+
+class Fitted:
+    """Times of policies of one space.
+
+    Latency is `weights[0]` times the sum of the nodes' times plus `weights[1]` per node.
+
+    Attributes:
+        errors: relative errors of the predicted latency of the nets that were built to fit it, each left out of its fit.
+        spread: what 90 % of them stay below.
+
+    Raises:
+        DeviceError: ONNX Runtime cannot run the network, or the table on disk is damaged or for something else.
+    """
+
+    def __init__(
+        self, network: Network, space: Space, source: Source, batch: int, path: Path | None, mark: Mapping[str, Any],
+        progress: Progress | None, seed: int,
+    ) -> None:  # fmt: skip
+        self.network, self.space, self.source, self.batch = network, space, source, batch
+        self.lowering = Lowering(network, make(network, source.skeleton, batch))
+        self._known: dict[Policy, list[tuple[Key, str]]] = {}
+        self.table = Table(path, mark)
+        if not self.table.complete:
+            self._fill(np.random.default_rng(seed), progress)
+        self._fit()
+
+    def _fill(self, rng: np.random.Generator, progress: Progress | None) -> None:
+        """Time the nodes of the space and the nets to fit."""
+        met: dict[str, set[tuple[int, ...]]] = {}
+        for policy in probes(self.space, rng, MET):
+            for (family, sizes), _ in self.lowered(policy):
+                met.setdefault(family, set()).add(sizes)
+        self._known.clear()
+        wanted = designs(met)
+        self.table.declare(wanted)
+        missing = self.table.missing(wanted)
+        anchors = mixed(self.space, rng, ANCHORS)
+        total = len(missing) + len(anchors)
+        log.info("timing %d nodes of %d families, and %d nets", len(missing), len(wanted), len(anchors))
+        done = 0
+        for chunk in self._time(missing, rng):
+            done += chunk
+            if progress is not None:
+                progress(done, total)
+        names = [json.dumps(p.to_json(), sort_keys=True) for p in anchors]
+        fresh = [i for i, name in enumerate(names) if name not in self.table.nets]
+        for start in range(0, len(fresh), CHUNK_NETS):
+            chosen = fresh[start : start + CHUNK_NETS]
+            runners = [Runner(self.source.model(anchors[i], self.batch), optimise=True) for i in chosen]
+            self.table.add_nets([names[i] for i in chosen], *rounds_of(runners, NET_ROUNDS, rng))
+            if progress is not None:
+                progress(done + start + len(chosen), total)
+        self.table.finish()
+
+    def _time(self, keys: Sequence[Key], rng: np.random.Generator) -> Iterator[int]:
+        """Time nodes and add them to the table, in chunks; gives the number of each."""
+        waiting, size = list(reversed(keys)), 0
+        while waiting:
+            chosen: list[Key] = []
+            runners: list[Runner] = []
+            while waiting and len(chosen) < CHUNK and (size < CHUNK_BYTES or not chosen):
+                chosen.append(waiting.pop())
+                data = one_node.model(*chosen[-1]).SerializeToString()
+                size += len(data)
+                runners.append(Runner(data, optimise=False))
+            self.table.add(chosen, *rounds_of(runners, NODE_ROUNDS, rng))
+            size = 0
+            yield len(chosen)
+
+    def timed(self, policies: Sequence[Policy], *, rounds: int = NET_ROUNDS, seed: int = 0) -> tuple[Float, float]:
+        """Build the graphs of policies and time them: milliseconds on the table's scale, and the noise floor of the run."""
+        rng, times, floors = np.random.default_rng(seed), [], []
+        for start in range(0, len(policies), CHUNK_NETS):
+            models = [self.source.model(p, self.batch) for p in policies[start : start + CHUNK_NETS]]
+            samples, reference, empty = rounds_of([Runner(m, optimise=True) for m in models], rounds, rng)
+            times.append((low_quartile(samples) - empty) * self.table.base / reference)
+            floors.append(noise_floor(samples))
+        return np.concatenate(times), float(np.mean(floors))
+
+    def _fit(self) -> None:
+        """One scale and one cost per node, nearest to the nets that were built, and the error when each is left out."""
+        pairs = [(Policy.from_json(json.loads(name)), time) for name, time in self.table.nets.items()]
+        if len(pairs) < 8:
+            raise DeviceError(f"fitting needs at least 8 timed nets, the table has {len(pairs)}; move it away to measure anew")
+        features = np.array([self.features(p.normal(self.network)) for p, _ in pairs])
+        times = np.array([time for _, time in pairs])
+        rows = features / times[:, None]
+        self.weights = nearest_sum(rows)
+        self.errors = tuple(float(rows[i] @ nearest_sum(np.delete(rows, i, 0)) - 1) for i in range(len(rows)))
+        self.spread = float(np.quantile(np.abs(self.errors), 0.9))
+        log.info("latency of %d nets left out one by one is predicted to %.1f %%", len(rows), 100 * np.mean(np.abs(self.errors)))
+
+    def features(self, policy: Policy) -> list[float]:
+        """The sum of the nodes' times in milliseconds, and their number."""
+        times = self.times(policy)
+        return [sum(times), float(len(times))]
+
+    def lowered(self, policy: Policy) -> list[tuple[Key, str]]:
+        """The nodes of a policy, each with the layer or operator that it belongs to."""
+        if policy not in self._known:
+            if len(self._known) > REMEMBERED:
+                self._known.clear()
+            self._known[policy] = [(key(node), node.layer) for node in self.lowering.nodes(policy)]
+        return self._known[policy]
+
+    def times(self, policy: Policy) -> list[float]:
+        """Milliseconds of a policy's nodes, alone; nodes of the space that the probes did not enclose are timed now."""
+        keys = [k for k, _ in self.lowered(policy)]
+        try:
+            return [self.table.time(k) for k in keys]
+        except Untimed:
+            missing = [k for k in dict.fromkeys(keys) if not self.table.knows(k)]
+        if not self.space.contains(policy):
+            raise DeviceError(
+                f"the latency table must enclose every node of a policy, but {len(missing)} are outside of what was timed, "
+                f"{missing[0][0]} at {list(missing[0][1])} among them; prepare the device with the space that the policy is from"
+            )
+        log.info("timing %d nodes that no probe enclosed, %s among them", len(missing), missing[0])
+        self.table.declare({family: design(family, [sizes]) for family, sizes in missing})
+        for _ in self._time(missing, np.random.default_rng(0)):
+            pass
+        return [self.table.time(k) for k in keys]
+
+
+def nearest_sum(rows: np.ndarray, rounds: int = 30) -> np.ndarray:
+    """Weights, none below zero, that bring `rows @ weights` nearest to one by the mean absolute error.
+
+    Least squares, repeated with each row weighed by the inverse of its error, so that single nets do not pull the rest.
+    """
+    heavy = np.ones(len(rows))
+    weights, _ = nnls(rows, heavy)
+    for _ in range(rounds):
+        heavy = 1 / np.sqrt(np.maximum(np.abs(rows @ weights - 1), 1e-3))
+        weights, _ = nnls(rows * heavy[:, None], heavy)
+    return np.asarray(weights)

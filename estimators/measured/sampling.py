@@ -1,0 +1,63 @@
+"""What is timed, and beside what: the nodes and nets that a space calls for, on the scale of the same few nodes everywhere."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tightrope.estimators.measured import nodes as one_node
+from tightrope.estimators.measured.clock import Float, Runner, low_quartile, time_rounds
+from tightrope.spaces.policy import Policy
+from tightrope.spaces.space import Space
+
+LEAST_ROUNDS = 6
+CHUNK_SECONDS = 4.0  # about what a chunk may take; longer nodes are timed in fewer rounds
+REFERENCE = (
+    ("com.microsoft.nchwc:Conv{kernel_shape=[3,3];pads=[1,1,1,1]}(f:1,32,28,28;=f:32,32,3,3;=f:32)->f:1,32,28,28", ()),
+    ("com.microsoft:QLinearConv{channels_last=1;kernel_shape=[3,3];pads=[1,1,1,1]}"
+     "(u:1,14,14,64;=f:;=u:;=s:64,64,3,3;=f:64;=s:64;=f:;=u:;=i:64)->u:1,14,14,64", ()),
+    ("Gemm{transB=1}(f:64,256;=f:256,256;=f:256)->f:64,256", ()),
+    ("QuantizeLinear{}(f:1,32,28,28;=f:;=u:)->u:1,32,28,28", ()),
+    ("Transpose{perm=[0,2,3,1]}(u:1,64,28,28)->u:1,28,28,64", ()),
+)  # fmt: skip
+"""Nodes whose times tell how fast the machine is while others are timed; the same for every table."""
+EMPTY = ("Identity{}(f:1)->f:1", ())
+
+
+def rounds_of(runners: Sequence[Runner], rounds: int, rng: np.random.Generator) -> tuple[Float, float, float]:
+    """Samples, `rounds x runners`, and the times of the reference nodes and of an empty call in the same rounds.
+
+    There are fewer rounds where one of them takes long, and at least six.
+    """
+    steady = [Runner(one_node.model(*k), optimise=False) for k in (*REFERENCE, EMPTY)]
+    first = time_rounds([*runners, *steady], 1, rng)
+    rounds = max(LEAST_ROUNDS, min(rounds, int(CHUNK_SECONDS * 1e3 / (2 * first.sum()))))
+    samples = time_rounds([*runners, *steady], rounds, rng)
+    *reference, empty = low_quartile(samples[:, len(runners) :]).tolist()
+    return samples[:, : len(runners)], sum(reference) - len(reference) * empty, empty
+
+
+def probes(space: Space, rng: np.random.Generator, count: int) -> list[Policy]:
+    """Policies that show what nodes a space comes to: its corners, random ones, and random ones of extreme widths and ranks."""
+    variables, found = space.variables, []
+    wide = np.array([v.kind in ("channels", "rank") for v in variables])
+    for width in (0.0, 1.0):
+        for rank in (0.0, 0.999 - 1 / 5, 1.0):
+            for bits in (0.0, 0.5, 1.0):
+                kinds = {"channels": width, "rank": rank}
+                found.append(space.decode([kinds.get(v.kind, bits) for v in variables]))
+    for index in range(count):
+        point = rng.random(len(variables))
+        if index % 4:
+            point[wide] = np.where(rng.random(int(wide.sum())) < 0.5, 0.0, 1.0)
+        found.append(space.decode(point))
+    return found
+
+
+def mixed(space: Space, rng: np.random.Generator, count: int) -> list[Policy]:
+    """Random policies, of which every other one leaves three in four layers whole."""
+    found = []
+    for index in range(count):
+        point = rng.random(space.dimension)
+        whole = np.array([v.kind == "rank" for v in space.variables]) & (rng.random(len(point)) < 0.75 * (index % 2))
+        found.append(space.decode(np.where(whole, 1.0, point)))
+    return found
