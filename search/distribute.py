@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import sys
 import time
 from collections import deque
@@ -233,9 +234,17 @@ def _start(workers: int, address: str | None, payload_bytes: int) -> None:
             room = max(2**28, 2 * payload_bytes)
             ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=room, **quiet)
         else:
+            _reach(address)
             ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise RunError(f"Ray cannot be {'started' if address is None else f'reached at {address!r}'}: {_reason(error)}") from None
+
+
+def _reach(address: str) -> None:
+    """Raise `OSError` unless something listens at `host:port`; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def pool(factory: Factory, payload: Payload | None = None, *, workers: int = 0, address: str | None = None) -> Executor:

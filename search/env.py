@@ -84,14 +84,15 @@ class CompressionEnv(gym.Env[Observations, NDArray[np.float32]]):
         return self._observe(), 0.0 if score is None else reward(self.problem, score, cost), True, False, info
 
     def _wall(self, wanted: float) -> float:
-        """The middle of the nearest option to `wanted` that leaves room for the cheapest rest."""
-        n = len(self.problem.space.variables[self._at].options)
-        option = min(int(wanted * n), n - 1)
-        for candidate in sorted(range(n), key=lambda j: (abs(j - option), j)):
+        """The option nearest to `wanted` that leaves room for the cheapest rest, as `Space.encode` writes it."""
+        space, n = self.problem.space, len(self.problem.space.variables[self._at].options)
+        others = sorted((np.arange(n) + 0.5) / n, key=lambda x: (abs(x - wanted), x))
+        for candidate in (wanted, *others):
             point = self._point.copy()
-            point[self._at] = (candidate + 0.5) / n
-            if self._limits.met(self.problem.cost(self.problem.space.decode(point))):
-                return float(point[self._at])
+            point[self._at] = candidate
+            policy = space.decode(point)
+            if self._limits.met(self.problem.cost(policy)):
+                return float(space.encode(policy)[self._at])
         return float(self._low[self._at])
 
     def _observe(self) -> Observations:

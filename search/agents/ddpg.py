@@ -141,7 +141,7 @@ class DDPG:
                     target = target + s.discount * (step < steps - 1)[:, None] * value
             critic_loss = nn.functional.mse_loss(self._critic(torch.cat([state, action], 1)), target)
             self._critic_step.zero_grad(set_to_none=True)
-            critic_loss.backward()
+            critic_loss.backward()  # type: ignore[no-untyped-call]
             self._critic_step.step()
             actor_loss = -self._critic(torch.cat([state, self._actor(state)], 1)).mean()
             self._actor_step.zero_grad(set_to_none=True)

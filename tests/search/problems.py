@@ -1,16 +1,24 @@
 """Small search problems with closed-form scores and costs, for tests: nothing is trained, so a trial takes microseconds."""
 
 import math
+import os
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
-from tightrope.search.agent import Problem
+import numpy as np
+
+from tightrope.search.agent import Agent, Problem
 from tightrope.search.distribute import Payload
-from tightrope.spaces import Budget, Choice, Cost, Extent, Group, Layer, Limits, Network, Policy, Score, Space
+from tightrope.search.trial import Trial
+from tightrope.spaces import Budget, Cost, Extent, Group, Layer, Network, Policy, Score, Space
 from tightrope.spaces.network import full_rank
 from tightrope.spaces.unit import Unit, lower
+
+AGENTS = ("random", "uniform", "tpe", "nsga2", "ddpg")
 
 
 def residual_network() -> Network:
@@ -77,17 +85,16 @@ class Jagged(Additive):
 
 
 class ClosedForm:
-    """A score that falls with every channel, rank and bit taken, by different amounts in different layers; and with pairs of them.
+    """A score that falls with every channel, rank and bit taken, by different amounts in different layers.
 
     The damage of a layer is the sum of a term for its share of channels, its share of rank and its bits, times a sensitivity;
     neighbours that are both hurt hurt more. 99 points are dense.
     """
 
-    def __init__(self, network: Network, sleep: float = 0.0) -> None:
-        self.network, self.sleep = network, sleep
+    def __init__(self, network: Network) -> None:
+        self.network = network
 
     def evaluate(self, policy: Policy) -> Score:
-        time.sleep(self.sleep)
         widths = policy.all_widths(self.network)
         damage = []
         for i, layer in enumerate(self.network.layers):
@@ -102,17 +109,49 @@ class ClosedForm:
         return Score(value, math.sqrt(max(value * (100 - value), 1.0) / 1000), 1000)
 
 
-def closed_form(payload: Payload) -> ClosedForm:
-    """A factory of evaluators; reads how long a trial shall sleep from the payload."""
-    return ClosedForm(residual_network(), float(payload["sleep"][0]) if "sleep" in payload else 0.0)
+class Watched(ClosedForm):
+    """The same, observed: sleeps, writes down each policy that it scores, and misbehaves on the policies that it is told to.
+
+    `payload` may hold `sleep` (seconds), `log` (a path, as bytes), `base` (any array, to be left alone) and, as policies'
+    hashes modulo 7, `raises` and `dies`: those raise an error, or kill their own process.
+    """
+
+    def __init__(self, payload: Payload) -> None:
+        super().__init__(residual_network())
+        self.payload = payload
+        self.log = Path(payload["log"].tobytes().decode()) if "log" in payload else None
+
+    def evaluate(self, policy: Policy) -> Score:
+        if "sleep" in self.payload:
+            time.sleep(float(self.payload["sleep"][0]))
+        if self.log is not None:
+            with self.log.open("a") as file:
+                file.write(f"{os.getpid()} {mark(policy)}\n")
+        if "base" in self.payload and self.payload["base"].flags.writeable:
+            raise ValueError("the shared arrays can be written")
+        if "raises" in self.payload and mark(policy) % 7 == self.payload["raises"][0]:
+            raise MemoryError("of this policy there is too much")
+        if "dies" in self.payload and mark(policy) % 7 == self.payload["dies"][0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().evaluate(policy)
 
 
-def make_space(device: Additive, network: Network | None = None) -> Space:
-    return Space.build(network or residual_network(), device.pairs)
+def mark(policy: Policy) -> int:
+    """A number that stands for a policy in every process."""
+    return int.from_bytes(repr(policy.to_json()).encode(), "little") % 1_000_000_007
+
+
+def payload(**values: object) -> dict[str, np.ndarray]:
+    """Arrays for `Watched`."""
+    return {k: np.frombuffer(str(v).encode(), np.uint8) if k == "log" else np.array([v]) for k, v in values.items()}
+
+
+def make_space(device: Additive) -> Space:
+    return Space.build(residual_network(), device.pairs)
 
 
 def make_problem(
-    device: Additive | None = None, budget: str | Sequence[str] = "latency<=0.3x", *, seed: int = 0, trials: int = 100
+    device: Additive | None = None, budget: str | Sequence[str] = "latency<=0.2x", *, seed: int = 0, trials: int = 100
 ) -> Problem:
     device = device or Additive()
     space, parsed = make_space(device), Budget.parse(budget)
@@ -121,4 +160,16 @@ def make_problem(
     return Problem(space, device, limits, dense, parsed.floor, seed, trials)
 
 
-__all__ = ["Additive", "Choice", "ClosedForm", "Jagged", "Limits", "closed_form", "make_problem", "make_space", "residual_network"]
+def judge(problem: Problem, number: int, policy: Policy, name: str = "test") -> Trial:
+    """The trial of a policy, scored."""
+    cost, score = problem.cost(policy), ClosedForm(problem.network).evaluate(policy)
+    return Trial(number, name, policy, cost, score, problem.meets(score, cost))
+
+
+def play(problem: Problem, agent: Agent, trials: int, *, start: int = 0) -> list[Trial]:
+    """Ask, score and tell, one at a time."""
+    played = []
+    for number in range(start, start + trials):
+        played.append(judge(problem, number, agent.ask(number)))
+        agent.tell(played[-1])
+    return played

@@ -1,0 +1,154 @@
+"""Trials on real Ray actors."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from problems import Jagged, Watched, make_space, mark, payload
+from test_study import DEVICE, SPACE, essence
+
+from tightrope.search import distribute, journal
+from tightrope.search.distribute import Inline, RayPool, pool
+from tightrope.search.study import Study
+from tightrope.spaces import Budget
+from tightrope.spaces.errors import RunError
+
+BUDGET = Budget.parse("latency<=0.2x")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """One Ray of two cores for all tests here; its address."""
+    distribute._start(2, None, 0)
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+def search(executor: distribute.Executor, folder: Path | None = None, *, agent: str = "nsga2", trials: int = 30) -> Study:
+    with Study.start(SPACE, DEVICE, BUDGET, executor, folder=folder, agent=agent, trials=trials) as study:
+        study.run(executor)
+    executor.close()
+    return study
+
+
+def test_one_worker_makes_the_trials_of_no_worker(cluster: str) -> None:
+    assert essence(search(pool(Watched, workers=1)).trials) == essence(search(Inline(Watched)).trials)
+
+
+SECOND = """
+import json, sys
+from problems import *
+from test_distribute import search
+from tightrope.search.distribute import pool
+study = search(pool(Watched, payload(sleep=0.002), workers=2, address=sys.argv[1]))
+print(json.dumps([[t.number, mark(t.policy), t.score.value] for t in study.trials]))
+"""
+
+
+def test_two_workers_make_the_same_trials_in_another_process_whoever_is_first(cluster: str) -> None:
+    command = [sys.executable, "-c", SECOND, cluster]
+    with subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True) as other:
+        study = search(pool(Uneven, workers=2))
+        out, _ = other.communicate()
+    assert __import__("json").loads(out) == [[t.number, mark(t.policy), t.score.value] for t in study.trials if t.score]
+
+
+class Uneven(Watched):
+    """Takes turns to be slow, so that the second of two trials often ends first."""
+
+    def evaluate(self, policy: object) -> object:  # type: ignore[override]
+        time.sleep(0.02 * (mark(policy) % 3))  # type: ignore[arg-type]
+        return super().evaluate(policy)  # type: ignore[arg-type]
+
+
+def test_a_search_on_two_workers_resumes_as_if_it_had_never_stopped(cluster: str, tmp_path: Path) -> None:
+    whole = search(pool(Watched, workers=2), agent="tpe", trials=40)
+    executor = pool(Uneven, workers=2)
+    with Study.start(SPACE, DEVICE, BUDGET, executor, folder=tmp_path, agent="tpe", trials=40) as study:
+
+        def stop(trial: object, study: Study) -> None:
+            if len(study.trials) >= 34:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            study.run(executor, on_trial=[stop])
+    executor.close()
+    assert 34 <= len(journal.read(tmp_path).trials) < 40
+    executor = pool(Watched, workers=2)
+    with Study.resume(tmp_path, SPACE, DEVICE) as study:
+        study.run(executor)
+    executor.close()
+    assert essence(study.trials) == essence(whole.trials)
+
+
+def test_a_killed_worker_loses_nothing(cluster: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    executor = pool(Watched, payload(sleep=0.03, log=log), workers=2)
+
+    def kill() -> None:
+        while not log.exists() or log.read_bytes().count(b"\n") < 8:
+            time.sleep(0.005)
+        os.kill(int(log.read_text().split()[0]), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    study = search(executor, tmp_path)
+    killer.join()
+    assert len({line.split()[0] for line in log.read_text().splitlines()}) == 3
+    assert essence(study.trials) == essence(search(pool(Watched, workers=2)).trials)
+    assert not any(t.failed for t in journal.read(tmp_path).trials)
+
+
+def test_a_policy_that_kills_every_worker_fails_and_the_search_goes_on(cluster: str) -> None:
+    deadly = (mark(SPACE.dense) + 1) % 7
+    executor = RayPool(Watched, payload(dies=deadly), workers=2, retries=1)
+    trials = search(executor, agent="random", trials=12).trials
+    failed = [t for t in trials if t.failed]
+    assert {t.number for t in failed} == {t.number for t in trials if mark(t.policy) % 7 == deadly} != set()
+    assert all("its worker died 2 times" in str(t.failed) for t in failed)
+    assert sum(t.score is not None for t in trials) == 12 - len(failed)
+
+
+def test_the_shared_arrays_are_one_copy_that_nobody_can_write(cluster: str) -> None:
+    base = np.random.default_rng(0).random(500_000)
+    before = base.sum()
+    executor = pool(Watched, payload(base=0) | {"base": base}, workers=2)
+    study = search(executor, trials=6)
+    assert not any(t.failed for t in study.trials)
+    assert base.sum() == before
+
+
+def test_what_the_factory_raises_is_raised_here(cluster: str) -> None:
+    with pytest.raises(ZeroDivisionError, match="no evaluator today"):
+        pool(broken, workers=1)
+
+
+def broken(arrays: object) -> Watched:
+    raise ZeroDivisionError("no evaluator today")
+
+
+def test_more_workers_than_cores_is_an_error_that_says_so(cluster: str) -> None:
+    with pytest.raises(RunError, match="4 workers were not ready within 5 s; Ray sees 2 CPUs"):
+        RayPool(Watched, workers=4, patience_seconds=5)
+
+
+def test_a_cluster_that_is_not_there_is_said() -> None:
+    code = "from tightrope.search.distribute import pool; pool(print, workers=1, address='127.0.0.1:1')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "RAY_GCS_RPC_TIMEOUT_S": "1"}
+    )
+    assert "Ray cannot be reached at '127.0.0.1:1'" in done.stderr
+
+
+def test_the_device_of_these_tests_is_not_monotone() -> None:
+    space, device = make_space(Jagged()), Jagged()
+    even = [device.estimate(space.network, space.uniform(0.5, pair)).latency_ms for pair in ((4, 8), (8, 8))]
+    assert even[0] < even[1] and device.estimate(space.network, space.uniform(0.5)).latency_ms > even[1]
