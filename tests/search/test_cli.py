@@ -1,0 +1,158 @@
+"""The command line as a user meets it: what works, and one clear line for what cannot."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tightrope.spaces.policy import Policy
+
+ROOT = Path(__file__).parents[2]
+GOOD = """
+model: tests.digits:build
+data: tests.digits:splits
+device: bitfusion
+budget: [latency<=0.7x]
+agent: random
+trials: 3
+workers: 0
+controls: false
+finetune: {epochs: 0, candidates: 1}
+"""
+
+
+def tightrope(*args: str | Path, at: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "tightrope.search.cli", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=at, timeout=300)
+
+
+def refused(done: "subprocess.CompletedProcess[str]", *words: str) -> None:
+    """Exit code 2, one line on stderr with these words, no traceback."""
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.strip().splitlines() if line]
+    assert len(lines) == 1, done.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = folder / "net.yaml"
+    config.write_text(GOOD)
+    done = tightrope("search", config, "--out", folder / "net")
+    assert done.returncode == 0, done.stderr
+    assert "best" in done.stdout and "tightrope export" in done.stdout
+    return folder / "net"
+
+
+def test_help_answers_at_once() -> None:
+    tightrope("--help")  # compiled and cached
+    start = time.perf_counter()
+    done = tightrope("--help")
+    assert done.returncode == 0 and time.perf_counter() - start < 10  # under a second where the machine is its own
+    for command in ("demo", "search", "resume", "front", "export", "estimate", "devices"):
+        assert command in done.stdout
+
+
+def test_a_run_folder_holds_what_the_design_says(run: Path) -> None:
+    for name in (
+        "config.yaml",
+        "network.json",
+        "trials.jsonl",
+        "front.csv",
+        "best/policy.json",
+        "best/report.json",
+        "best/report.md",
+    ):
+        assert (run / name).exists(), name
+    assert (run / "best" / "model.safetensors").exists() and not (run / "best" / "model.onnx").exists()  # simulated: no ONNX
+    report = json.loads((run / "best" / "report.json").read_text())
+    assert report["rows"][0]["name"] == "dense" and report["simulated"] is True
+
+
+def test_front_export_and_estimate_of_a_run(run: Path, tmp_path: Path) -> None:
+    for option, name in (("--html", "f.html"), ("--csv", "f.csv"), ("--svg", "f.svg")):
+        assert tightrope("front", run, option, tmp_path / name).returncode == 0
+        assert (tmp_path / name).stat().st_size > 100
+    assert "trial" in tightrope("front", run).stdout
+    assert tightrope("export", run, "--trial", "1", "--format", "policy", "-o", tmp_path / "p.json").returncode == 0
+    trials = [json.loads(line) for line in (run / "trials.jsonl").read_text().splitlines()]
+    assert Policy.load(tmp_path / "p.json").to_json() == next(t["policy"] for t in trials if t.get("number") == 1)
+    shown = tightrope("estimate", run, "--policy", tmp_path / "p.json")
+    assert shown.returncode == 0 and "simulated" in shown.stdout and "wide" in shown.stdout
+
+
+def test_resume_of_a_finished_run_changes_no_trial(run: Path) -> None:
+    before = [line for line in (run / "trials.jsonl").read_text().splitlines() if '"trial"' in line]
+    done = tightrope("resume", run)
+    assert done.returncode == 0, done.stderr
+    after = [line for line in (run / "trials.jsonl").read_text().splitlines() if '"trial"' in line]
+    assert after[: len(before)] == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("trails: 3", ("unknown key 'trails'", "did you mean 'trials'")),
+        ("trials: many", ("trials", "'many'")),
+        ("space: {least_widht: 0.5}", ("space.least_widht", "least_width")),
+        ("model: tests.nowhere:build", ("tests.nowhere", "cannot be imported")),
+        ("model: tests.digits:bild", ("tests.digits", "has no 'bild'")),
+        ("model: tests.digits:Untraceable", ("cannot be traced",)),
+        ("data: tests.digits:no_search", ("search split", "empty")),
+        ("data: tests.digits:mismatched", ("100 inputs and 90 targets",)),
+        ("metric: tests.digits:nan_metric", ("finite", "nan")),
+        ("device: bitfussion", ("bitfussion", "did you mean 'bitfusion'")),
+        ("budget: [latencie<=0.5x]", ("latencie", "did you mean 'latency'")),
+        ("budget: [latency<=0.0001x]", ("nothing in the space meets", "cheapest")),
+        ("agent: tpee", ("tpee", "did you mean 'tpe'")),
+    ],
+)
+def test_bad_input_is_one_clear_line(change: str, words: tuple[str, ...], tmp_path: Path) -> None:
+    key = change.partition(":")[0]
+    kept = [line for line in GOOD.splitlines() if not line.startswith(key + ":")]
+    (tmp_path / "net.yaml").write_text("\n".join([*kept, change]) + "\n")
+    refused(tightrope("search", tmp_path / "net.yaml", "--out", tmp_path / "run"), *words)
+
+
+def test_energy_on_ort_cpu_is_refused(tmp_path: Path) -> None:
+    from tightrope.estimators import registry
+    from tightrope.spaces.budget import Budget
+    from tightrope.spaces.cost import Cost
+    from tightrope.spaces.errors import BudgetError
+
+    device = registry.make("ort-cpu")
+    with pytest.raises(BudgetError, match=r"'ort-cpu' cannot tell the cost in 'energy<=1mJ'; it tells latency"):
+        Budget.parse("energy<=1mJ").resolve(Cost(1.0, 1, 1), device.metrics, device.name)
+
+
+def test_runs_in_use_torn_or_missing_are_refused(run: Path, tmp_path: Path) -> None:
+    config = tmp_path / "net.yaml"
+    config.write_text(GOOD)
+    refused(tightrope("search", config, "--out", run), "already holds a search")
+    refused(tightrope("resume", tmp_path / "nothing"), "there is no configuration")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    lines = (run / "trials.jsonl").read_text().splitlines()
+    (broken / "trials.jsonl").write_text("\n".join([lines[0], lines[1][:40], *lines[2:]]) + "\n")
+    (broken / "config.yaml").write_text((run / "config.yaml").read_text())
+    (broken / "network.json").write_text((run / "network.json").read_text())
+    refused(tightrope("front", broken), "trials.jsonl")
+
+
+def test_a_policy_of_another_network_or_version_is_refused(run: Path, tmp_path: Path) -> None:
+    good = json.loads((run / "best" / "policy.json").read_text())
+    cases = {
+        "network": ({**good, "network": "0" * 16}, "for network 0000000000000000"),
+        "version": ({**good, "version": 99}, "version must lie in [1, 1]"),
+        "layer": ({**good, "layers": {"steem": {"weight_bits": 8}}}, "did you mean 'stem'"),
+        "width": ({**good, "channels": {"wide": 400}}, "must lie in [1, 48]"),
+    }
+    for name, (policy, words) in cases.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(policy))
+        refused(tightrope("estimate", run, "--policy", tmp_path / f"{name}.json"), words)

@@ -1,0 +1,132 @@
+"""The Python face: a search from start to report, on a real net and ONNX Runtime's clock."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tightrope as tr
+from tests import digits
+from tightrope.search import config as configs
+from tightrope.search.evaluate import evaluator_for, open_session, pack, score_module, unpack
+from tightrope.search.progress import Quiet
+from tightrope.search.session import set_up
+from tightrope.search.task import load, one_example, score_of
+from tightrope.spaces.errors import ConfigError, DataError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[tr.Study, Path]:
+    """A search on `ort-cpu`, in this process."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    study = tr.search(
+        digits.task(), budget="latency<=0.8x", trials=8, workers=0, out=str(folder), progress=Quiet(),
+        space={"rank_shares": [0.25], "least_width": 0.5}, finetune={"epochs": 1, "candidates": 2},
+    )  # type: ignore[operator]  # fmt: skip
+    return study, folder
+
+
+def test_every_trial_is_within_the_budget_and_scored(run: tuple[tr.Study, Path]) -> None:
+    study, _ = run
+    assert len(study.trials) == 8
+    for trial in study.trials:
+        assert trial.score is not None and study.problem.limits.met(trial.cost)
+    assert study.best is not None and study.best in study.front
+    assert len(study.to_pandas()) == 8
+
+
+def test_the_report_has_dense_controls_and_best_measured(run: tuple[tr.Study, Path]) -> None:
+    report = json.loads((run[1] / "best" / "report.json").read_text())
+    rows = {row["name"]: row for row in report["rows"]}
+    assert {"dense", "uniform", "random", "recipe", "best"} <= set(rows)
+    for row in rows.values():
+        measured = row["latency_ratio_measured"]
+        assert measured["low"] <= measured["ratio"] <= measured["high"]
+        assert row["score_test"]["count"] == 497 and row["score_search"]["count"] == 400
+    assert rows["dense"]["latency_ratio_measured"]["ratio"] == 1.0
+    assert report["versions"]["torch"] == torch.__version__ and set(report["seconds"]) >= {"controls", "measure", "test"}
+
+
+def test_the_exported_file_runs_in_integers_and_scores_what_the_report_says(run: tuple[tr.Study, Path]) -> None:
+    _, folder = run
+    best = next(r for r in json.loads((folder / "best" / "report.json").read_text())["rows"] if r["name"] == "best")
+    session = open_session((folder / "best" / "model.onnx").read_bytes())
+    x, y = digits.data()
+    name = session.get_inputs()[0].name
+    outputs = np.concatenate([session.run(None, {name: x[i : i + 1].numpy()})[0] for i in range(1300, 1797)])
+    assert 100 * (outputs.argmax(1) == y[1300:].numpy()).mean() == pytest.approx(best["score_test"]["value"], abs=0.21)
+
+
+def test_compress_and_export_by_hand(run: tuple[tr.Study, Path], tmp_path: Path) -> None:
+    study, _ = run
+    task = digits.task()
+    assert study.best is not None
+    before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
+    small = tr.compress(task, study.best.policy)
+    assert all(torch.equal(before[name], p) for name, p in task.model.named_parameters())
+    path = tr.export(small, tmp_path / "net.onnx", device="ort-cpu")
+    x = digits.data()[0][:1]
+    session = open_session(path.read_bytes())
+    got = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(got), small(x), atol=0.5, rtol=0.05)
+    assert tr.export(small, tmp_path / "net.safetensors").exists()
+    with pytest.raises(tr.TightropeError, match="ends in"):
+        tr.export(small, tmp_path / "net.pt")
+
+
+def test_workers_score_what_the_driver_scores(run: tuple[tr.Study, Path]) -> None:
+    """The evaluator that travels to workers, with its arrays shared, gives the same scores; so does torch."""
+    task = digits.task()
+    setting = set_up(task, configs.make({"device": "bitfusion"}))
+    here = evaluator_for(setting.source, task)
+    arrays = pack(here)
+    for array in arrays.values():
+        array.flags.writeable = False
+    there = unpack(arrays)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        policy = setting.space.sample(rng)
+        score = here.evaluate(policy)
+        assert there.evaluate(policy) == score
+        module = tr.compress_prepared(None, policy, setting.prepared)
+        assert score_module(module, task.split("search"), task.measure).value == pytest.approx(score.value, abs=1.5)
+
+
+def test_the_readme_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = text.split("```python\n", 1)[1].split("```", 1)[0]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    assert (tmp_path / "digits.onnx").exists()
+
+
+def test_tasks_by_reference_and_their_errors() -> None:
+    task = load("tests.digits:build", "tests.digits:splits")
+    assert one_example(task.split("search")[0][0]).shape == (1, 1, 8, 8)
+    with pytest.raises(ConfigError, match="written as module:name"):
+        load("tests.digits", "tests.digits:splits")
+    with pytest.raises(DataError, match="finite"):
+        score_of([np.array([1.0, float("inf")])])
+    with pytest.raises(ConfigError, match="metric must be"):
+        tr.Task(digits.build(), digits.data()[0][:1], [], [], metric="accuracy")
+
+
+def test_configurations_override_and_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "net.yaml"
+    path.write_text("budget: latency<=0.5x\ntrials: 7\n")
+    found = configs.load(path, ["space.least_width=0.25", "finetune.epochs=0"], agent="random", workers=None)
+    assert (found.budget, found.trials, found.space.least_width, found.finetune.epochs, found.agent) == (
+        ["latency<=0.5x"],
+        7,
+        0.25,
+        0,
+        "random",
+    )
+    found.save(path)
+    assert configs.load(path) == found
