@@ -9,6 +9,8 @@ import copy
 import hashlib
 import logging
 import operator
+import sysconfig
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,13 +53,15 @@ def capture(model: nn.Module, example_inputs: Inputs) -> fx.GraphModule:
         TraceError: the model cannot be exported; the message names the operator or line that stopped it.
     """
     args, kwargs = arguments(example_inputs)
-    digest = checksum(model)
+    digest, original = checksum(model), model
     model = copy.deepcopy(model).eval().requires_grad_(False)
     wide_args, wide_kwargs = tuple(map(at_least_two, args)), {k: at_least_two(v) for k, v in kwargs.items()}
     program, batch = _export(model, wide_args, wide_kwargs, dynamic=True), None
-    if program is not None and not _free_batch(program):
-        program = None
+    if program is not None:
+        free = _free_batch(program) and _runs_at_another_batch(program.module(check_guards=False), wide_args, wide_kwargs)
+        program = program if free else None
     if program is None:
+        model = copy.deepcopy(original).eval().requires_grad_(False)  # an export that fails leaves its traces
         program = _export(model, args, kwargs, dynamic=False)
         batch = next((int(v.shape[0]) for v in [*args, *kwargs.values()] if isinstance(v, Tensor) and v.dim()), 1)
         log.warning("the model fixes its batch size: it is traced at %d and must be run at that", batch)
@@ -73,7 +77,8 @@ def capture(model: nn.Module, example_inputs: Inputs) -> fx.GraphModule:
     graph.graph.lint()
     graph.recompile()
     graph.meta["batch"], graph.meta["model"] = batch, digest
-    return graph.requires_grad_(True)
+    graph.requires_grad_(True)
+    return graph
 
 
 def checksum(model: nn.Module) -> str:
@@ -82,7 +87,7 @@ def checksum(model: nn.Module) -> str:
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -99,7 +104,9 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
     try:
         logger.setLevel(logging.CRITICAL)
         torch.backends.mha.set_fastpath_enabled(False)
-        return torch.export.export(model, args, kwargs or None, dynamic_shapes=shapes, strict=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, args, kwargs or None, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         if dynamic:
             log.debug("export with a free batch failed: %s", error)
@@ -116,13 +123,29 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
 
 def _line_of(error: BaseException) -> str:
     """The innermost line outside of torch that an error passed through."""
-    place, trace = "", error.__traceback__
+    place, trace, library = "", error.__traceback__, sysconfig.get_path("stdlib")
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
-        if "torch" not in file.split("/") and "tightrope" not in file and not file.startswith("<") and "compressors" not in file:
+        inside = "torch" in file.split("/") or file == __file__ or file.startswith("<")
+        if not inside and ("site-packages" in file or not file.startswith(library)):
             place = f" at {file}:{trace.tb_lineno}"
         trace = trace.tb_next
     return place
+
+
+def _runs_at_another_batch(graph: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether one example more goes through: the exporter does not see every size that a model spells out."""
+
+    def more(value: Any) -> Any:
+        return torch.cat([value, value[:1]]) if isinstance(value, Tensor) and value.dim() else value
+
+    try:
+        with torch.no_grad():
+            graph(*map(more, args), **{k: more(v) for k, v in kwargs.items()})
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        log.debug("the graph does not run at another batch: %s", error)
+        return False
+    return True
 
 
 def _free_batch(program: Any) -> bool:
@@ -244,6 +267,9 @@ def _with_value(made: fx.Node, like: fx.Node, lift: bool = False) -> fx.Node:
 def _layer_parts(graph: fx.GraphModule, node: fx.Node) -> Any:
     """`(input, weight, bias, build, lift)` of an operator that is a layer, else None; `lift` marks one-dimensional ones."""
     name = base(node)
+    source: Any
+    weight: Any
+    bias: Any
     if name in ("conv2d", "conv1d", "linear"):
         source, weight, bias = node.args[0], node.args[1], _argument(node, 2, "bias", None)
     elif name == "addmm":

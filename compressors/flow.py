@@ -125,7 +125,8 @@ class Analysis:
         moved = np.moveaxis(labels, dim, -1).reshape(-1, labels.shape[dim])
         if len(moved) > 1:
             self.tie(moved[1:], moved[:1])
-        return moved[0]
+        line: Labels = moved[0]
+        return line
 
     # ---- one operator
 
@@ -251,14 +252,14 @@ class Analysis:
         assert labels is not None
         for dim in range(1, dims + 1):
             self.still.append((labels, labels.ndim - dim, f"{base(node)} runs over it"))
-        return labels[(..., *[slice(0, 1)] * dims)]
+        return labels[tuple(slice(0, 1) if d >= labels.ndim - dims else slice(None) for d in range(labels.ndim))]
 
     def _reduce(self, node: fx.Node) -> Any:
         labels = self.get(node.args[0])
         assert labels is not None
-        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        dims: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         keep = bool(node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False))
-        over = [*range(labels.ndim)] if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)  # type: ignore[call-overload]
+        over = [*range(labels.ndim)] if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
         if base(node) in ("norm", "linalg_vector_norm", "var", "std") and (dims is None or not isinstance(dims, (list, int))):
             return self._unknown(node, [node.all_input_nodes[0]], f"{base(node)} is not understood")
         over = [d % labels.ndim for d in over]
@@ -273,7 +274,7 @@ class Analysis:
         def given(value: Any) -> Any:
             if isinstance(value, fx.Node):
                 if value in self.record.shapes and self.record.items[value] > 0:
-                    return torch.from_numpy(np.ascontiguousarray(self.full(value)))
+                    return torch.from_numpy(np.array(self.full(value)))
                 return self.record.values[value]
             return [given(v) for v in value] if isinstance(value, (list, tuple)) else value
 
@@ -302,6 +303,16 @@ class Analysis:
         assert labels is not None
         self.still.append((labels, self.number(node.args[1]), "one of its channels is selected"))
         return self._move(node)
+
+    def _on_glu(self, node: fx.Node) -> Any:
+        labels = self.get(node.args[0])
+        assert labels is not None
+        dim = int(self.number(node.args[1])) if len(node.args) > 1 else -1
+        if labels.shape[dim] == 1:
+            return labels
+        values, gates = np.split(labels, 2, dim)
+        self.tie(values, gates)
+        return values
 
     def _on_batch_norm(self, node: fx.Node) -> Any:
         return self._norm(node, [a for a in node.args[1:5] if isinstance(a, fx.Node)], 1)

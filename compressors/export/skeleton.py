@@ -99,6 +99,9 @@ class Skeleton:
         if any(s.keys() != slots[0].keys() for s in slots) or any(n != nodes[0] for n in nodes):
             log.info("the exported graph changes its form with the %s", "widths" if fixed else "batch")
             return None
+        if not _constants_agree(models):
+            log.info("constants of the exported graph change with the %s", "widths" if fixed else "batch")
+            return None
         forms = _Forms(self.traced, points, batches)
         found = []
         for path in slots[0]:
@@ -159,6 +162,20 @@ def skeleton_of(prepared: Prepared) -> Skeleton:
         prepared.skeleton = Skeleton(prepared.traced)
     found: Skeleton = prepared.skeleton
     return found
+
+
+def _constants_agree(models: Sequence[onnx.ModelProto]) -> bool:
+    """Whether every floating-point constant has the same values in all graphs; one that changes its shape must be uniform."""
+    for tensors in zip(*(m.graph.initializer for m in models), strict=True):
+        if tensors[0].data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL):
+            continue
+        arrays = [numpy_helper.to_array(t) for t in tensors]
+        if any(a.shape != arrays[0].shape for a in arrays):
+            if any((a != arrays[0].reshape(-1)[0]).any() for a in arrays):
+                return False
+        elif any(not np.array_equal(a, arrays[0]) for a in arrays):
+            return False
+    return True
 
 
 def _is_float(node: fx.Node, traced: Traced) -> bool:
@@ -294,7 +311,7 @@ def _sizes(model: onnx.ModelProto) -> Iterator[tuple[Path, int]]:
         if tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32) and math.prod(tensor.dims) <= 64:
             for position, value in enumerate(numpy_helper.to_array(tensor).ravel().tolist()):
                 yield ("initializer", index, position), value
-        elif tensor.data_type == onnx.TensorProto.FLOAT:
+        elif tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL):
             for dim, size in enumerate(tensor.dims):
                 yield ("filled", index, dim), size
     for index, node in enumerate(graph.node):
