@@ -2,11 +2,11 @@
 
     python benchmarks/kernels.py [--json FILE] [--quick]
 
-One thread; thread CPU time; all contestants of a shape take turns, so that clock and neighbours hit them alike; the
-median of the rounds is compared. Ours is called through its torch operator, on float32 in and out, group 128 (`row`:
-one scale a channel). Peers: torch fp32; ONNX Runtime fp32; its MatMulNBits, 4 and 2 bits, accuracy level 4, blocks of
-128 and 32, the better counts, its session call on bound buffers; int8: the better of oneDNN on inputs already
-quantised to u8 and fbgemm on float32, per-channel weights.
+One thread; thread CPU time; all contestants of a shape take turns of 1.5 ms or a call, in an order that changes every
+round, so that clock and neighbours hit them alike; the median of the rounds is compared. Ours is called through its
+torch operator, on float32 in and out, group 128 (`row`: one scale a channel). Peers: torch fp32; ONNX Runtime fp32; its
+MatMulNBits, 4 and 2 bits, accuracy level 4, blocks of 128 and 32, the better counts, its session call on bound buffers;
+int8: the better of oneDNN on inputs already quantised to u8 and fbgemm on float32, per-channel weights.
 
 A value named `..._vs_...` is our time over the peer's: below 1 is faster.
 """
@@ -43,7 +43,7 @@ RESNET18 = [
 ]  # fmt: skip
 
 
-def interleaved(calls: dict[str, Call], rounds: int, least_us: float = 150.0) -> dict[str, float]:
+def interleaved(calls: dict[str, Call], rounds: int, least_us: float = 1500.0) -> dict[str, float]:
     """Median thread CPU microseconds of a call of each, taking turns; short calls are repeated within a turn."""
     repeats: dict[str, int] = {}
     samples: dict[str, list[float]] = {name: [] for name in calls}
@@ -128,7 +128,10 @@ def torch_peers(m: int, k: int, n: int) -> dict[str, Call]:
 def linears(m: int, k: int, n: int, rounds: int) -> dict[str, float]:
     x = torch.randn(m, k)
     layers = {f"w{bits}": ours(bits, k, n) for bits in BITS} | {"w4row": ours(4, k, n, 0)}
-    calls: dict[str, Call] = {name: partial(layer, x) for name, layer in layers.items()}
+    op = torch.ops.tightrope.quant_linear.default
+    calls: dict[str, Call] = {
+        name: partial(op, x, layer.packed, layer.bias, n, layer.bits, layer.group) for name, layer in layers.items()
+    }
     work: list[float] = []
     calls |= torch_peers(m, k, n) | onnx_peers(m, k, n) | {"peak": lambda: work.append(_kernels.dot_peak(2000))}
     us = interleaved(calls, rounds)
@@ -171,7 +174,6 @@ def call_cost(rounds: int) -> float:
             "module": lambda: layer(x),
         },
         rounds,
-        1000.0,
     )
     print(f"\n1x64x32: bare kernel {us['bare']:.2f} us, operator {us['op']:.2f} us, module {us['module']:.2f} us")
     return us["op"] - us["bare"]

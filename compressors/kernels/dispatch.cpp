@@ -1,9 +1,9 @@
-#include "kernels.h"
-
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 #include <string>
+
+#include "kernels.h"
 
 #if defined(__x86_64__)
 #define TIGHTROPE_X86 1

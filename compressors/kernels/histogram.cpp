@@ -23,16 +23,16 @@ double squared_error(const std::int64_t* counts, std::size_t bins, double low, d
 
 double divergence(const std::int64_t* counts, std::size_t bins, std::size_t begin, std::size_t end, int levels,
                   double* sums, double* kept) noexcept {
-  const auto level = [&](std::size_t i) {
-    return (i - begin) * static_cast<std::size_t>(levels) / (end - begin);
-  };
+  const auto level = [&](std::size_t i) { return (i - begin) * static_cast<std::size_t>(levels) / (end - begin); };
   std::fill_n(sums, levels, 0.0);
   std::fill_n(kept, levels, 0.0);
   double below = 0.0, above = 0.0, inside = 0.0;
   for (std::size_t i = 0; i < bins; ++i) {
     const double count = static_cast<double>(counts[i]);
-    if (i < begin) below += count;
-    else if (i >= end) above += count;
+    if (i < begin)
+      below += count;
+    else if (i >= end)
+      above += count;
     else if (count > 0.0) {
       inside += count;
       sums[level(i)] += count;

@@ -18,7 +18,7 @@ struct Isa {
   typedef std::int32_t I __attribute__((vector_size(32)));
   typedef std::uint32_t U __attribute__((vector_size(32)));
   static constexpr std::size_t kRows = 4, kTiles = 1;  // 8 sums, 2 weights, the rest temporaries: 16 registers
-  static constexpr bool kByteCodes = false;  // dot takes codes of all eight bits, whatever Bits says
+  static constexpr bool kByteCodes = false;            // dot takes codes of all eight bits, whatever Bits says
   static constexpr int code_class(int bits) noexcept { return bits < 4 ? 4 : bits; }
   static F splat(float v) noexcept { return _mm256_set1_ps(v); }
   static F abs(F v) noexcept { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
@@ -32,8 +32,8 @@ struct Isa {
   }
   static void opaque(I& v) noexcept { asm volatile("" : "+x"(v)); }  // a value the compiler cannot foresee
   static void prefetch(const void* p) noexcept { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-  // Pairs of products are summed in 16 bits, which codes of 7 bits cannot overflow: 2 * 127 * 128 < 2^15. The top bit of
-  // an 8-bit code goes its own way and is worth 128 at the end.
+  // Pairs of products are summed in 16 bits, which codes of 7 bits cannot overflow: 2 * 127 * 128 < 2^15. The top bit
+  // of an 8-bit code goes its own way and is worth 128 at the end.
   template <int Bits>
   static I dot(I sum, U codes, I a) noexcept {
     const __m256i x = reinterpret_cast<__m256i>(a), one = _mm256_set1_epi16(1);
@@ -56,12 +56,14 @@ struct Isa {
       } else {
         const __m256i pairs = _mm256_maddubs_epi16(reinterpret_cast<__m256i>(codes), reinterpret_cast<__m256i>(a));
         sum = quad == 0 ? pairs : _mm256_add_epi16(sum, pairs);
-        asm volatile("" : "+x"(sum));  // add now: left alone, GCC keeps all products for a tree of sums, and spills them
+        asm volatile(""
+                     : "+x"(sum));  // add now: left alone, GCC keeps all products for a tree of sums, and spills them
       }
     }
     void flush(I& total) noexcept {
       if constexpr (kQuads > 1)
-        total = reinterpret_cast<I>(_mm256_add_epi32(reinterpret_cast<__m256i>(total), _mm256_madd_epi16(sum, _mm256_set1_epi16(1))));
+        total = reinterpret_cast<I>(
+            _mm256_add_epi32(reinterpret_cast<__m256i>(total), _mm256_madd_epi16(sum, _mm256_set1_epi16(1))));
     }
   };
 };

@@ -18,7 +18,7 @@ struct Isa {
   typedef std::int32_t I __attribute__((vector_size(64)));
   typedef std::uint32_t U __attribute__((vector_size(64)));
   static constexpr std::size_t kRows = 6, kTiles = 4;  // 24 sums, 4 weights: 28 of 32 registers
-  static constexpr bool kByteCodes = true;  // dot takes codes of all eight bits, whatever Bits says
+  static constexpr bool kByteCodes = true;             // dot takes codes of all eight bits, whatever Bits says
   static constexpr int code_class(int) noexcept { return 8; }
   static F splat(float v) noexcept { return _mm512_set1_ps(v); }
   static F abs(F v) noexcept { return _mm512_abs_ps(v); }
@@ -36,7 +36,8 @@ struct Isa {
   static void prefetch(const void* p) noexcept { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
   template <int Bits>
   static I dot(I sum, U codes, I a) noexcept {
-    return reinterpret_cast<I>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(codes), reinterpret_cast<__m512i>(a)));
+    return reinterpret_cast<I>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(codes),
+                                                   reinterpret_cast<__m512i>(a)));
   }
   // Sums of kQuads quads before they join `total`: here none are kept apart.
   template <int Bits>

@@ -49,17 +49,21 @@ Layout checked_layout(std::int64_t n, std::int64_t k, std::int64_t bits, std::in
           "n and k must lie in [1, 2^31), got n = " + std::to_string(n) + ", k = " + std::to_string(k));
   require(group >= 0 && group <= static_cast<std::int64_t>(kWholeRow) && group % static_cast<std::int64_t>(kChunk) == 0,
           "group must be 0 (the whole row) or a multiple of 32 up to 256, got " + std::to_string(group));
-  return {static_cast<std::size_t>(n), static_cast<std::size_t>(k), static_cast<int>(bits), static_cast<std::size_t>(group)};
+  return {static_cast<std::size_t>(n), static_cast<std::size_t>(k), static_cast<int>(bits),
+          static_cast<std::size_t>(group)};
 }
 
 void set_checked(Linear& call, std::size_t packed_size, std::int64_t activation, double x_scale, std::int64_t x_zero,
                  bool x_is_codes, double y_scale, std::int64_t y_zero, bool y_is_codes) {
   require(packed_size == call.w.bytes(), "packed must hold exactly the " + std::to_string(call.w.bytes()) +
                                              " bytes of this weight, got " + std::to_string(packed_size));
-  require(activation >= 0 && activation <= 2, "activation must be 0 (none), 1 (relu) or 2 (gelu), got " + std::to_string(activation));
-  require(x_scale == 0.0 || is_scale(x_scale), "x_scale must be 0 (each row its own) or in (1e-30, 1e30), got " + std::to_string(x_scale));
+  require(activation >= 0 && activation <= 2,
+          "activation must be 0 (none), 1 (relu) or 2 (gelu), got " + std::to_string(activation));
+  require(x_scale == 0.0 || is_scale(x_scale),
+          "x_scale must be 0 (each row its own) or in (1e-30, 1e30), got " + std::to_string(x_scale));
   require(x_scale != 0.0 || !x_is_codes, "x_scale must be given where x is uint8");
-  require(!y_is_codes || is_scale(y_scale), "y_scale must be 0 (float32) or in (1e-30, 1e30), got " + std::to_string(y_scale));
+  require(!y_is_codes || is_scale(y_scale),
+          "y_scale must be 0 (float32) or in (1e-30, 1e30), got " + std::to_string(y_scale));
   require(x_zero >= 0 && x_zero <= 255 && y_zero >= 0 && y_zero <= 255,
           "x_zero and y_zero must lie in [0, 255], got " + std::to_string(x_zero) + ", " + std::to_string(y_zero));
   call.activation = static_cast<Activation>(activation);

@@ -82,8 +82,8 @@ struct QuantizedRows {
 
 struct Kernels;
 
-// Arguments from outside; std::invalid_argument names the one that does not fit. The second sets what it checks in `call`,
-// whose layout is set, and checks that `packed_size` bytes are what that layout takes.
+// Arguments from outside; std::invalid_argument names the one that does not fit. The second sets what it checks in
+// `call`, whose layout is set, and checks that `packed_size` bytes are what that layout takes.
 Layout checked_layout(std::int64_t n, std::int64_t k, std::int64_t bits, std::int64_t group);
 void set_checked(Linear& call, std::size_t packed_size, std::int64_t activation, double x_scale, std::int64_t x_zero,
                  bool x_is_codes, double y_scale, std::int64_t y_zero, bool y_is_codes);

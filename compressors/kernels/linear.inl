@@ -114,10 +114,15 @@ inline void each_quad(const std::uint8_t* chunk, Use use) noexcept {
 // A Layout's derived sizes, worked out once: the inner code cannot divide for them.
 struct Sizes {
   std::size_t tile_bytes, zeros_offset, codes_offset, chunks, segments, step;  // step: chunks of a segment
-  std::size_t grouped;                                                          // 0 where one group is the whole row
+  std::size_t grouped;                                                         // 0 where one group is the whole row
   explicit Sizes(const Layout& w) noexcept
-      : tile_bytes(w.tile_bytes()), zeros_offset(w.zeros_offset()), codes_offset(w.codes_offset()), chunks(w.chunks()),
-        segments(w.segments()), step(w.segment() / kChunk), grouped(w.group == 0 ? 0 : 1) {}
+      : tile_bytes(w.tile_bytes()),
+        zeros_offset(w.zeros_offset()),
+        codes_offset(w.codes_offset()),
+        chunks(w.chunks()),
+        segments(w.segments()),
+        step(w.segment() / kChunk),
+        grouped(w.group == 0 ? 0 : 1) {}
 
   // Scales and zero points of a tile in segment `s`.
   const float* scales(const std::uint8_t* record, std::size_t s) const noexcept {
@@ -169,7 +174,8 @@ void finish(const Linear& call, const QuantizedRows& rows, std::size_t row, std:
     const float* bias = call.bias == nullptr ? nullptr : call.bias + channel;
     float* out = call.y + row * call.w.n + channel;
     alignas(64) float some[2][kTile] = {};  // where fewer than a tile's channels are left, or bytes are asked for
-    if (count < kTile && bias != nullptr) bias = static_cast<const float*>(std::memcpy(some[0], bias, count * sizeof(float)));
+    if (count < kTile && bias != nullptr)
+      bias = static_cast<const float*>(std::memcpy(some[0], bias, count * sizeof(float)));
     if (count < kTile || call.y_codes != nullptr) out = some[1];
 #pragma GCC unroll 4
     for (std::size_t p = 0; p < kTile; p += kLanes) {
@@ -196,9 +202,12 @@ void finish(const Linear& call, const QuantizedRows& rows, std::size_t row, std:
 inline void finish_row(const Linear& call, const QuantizedRows& rows, std::size_t row, std::size_t channel,
                        std::size_t tiles, const float* totals) noexcept {
   switch (call.activation) {
-    case Activation::none: return finish<Activation::none>(call, rows, row, channel, tiles, totals);
-    case Activation::relu: return finish<Activation::relu>(call, rows, row, channel, tiles, totals);
-    case Activation::gelu: return finish<Activation::gelu>(call, rows, row, channel, tiles, totals);
+    case Activation::none:
+      return finish<Activation::none>(call, rows, row, channel, tiles, totals);
+    case Activation::relu:
+      return finish<Activation::relu>(call, rows, row, channel, tiles, totals);
+    case Activation::gelu:
+      return finish<Activation::gelu>(call, rows, row, channel, tiles, totals);
   }
 }
 
@@ -207,9 +216,11 @@ inline void finish_row(const Linear& call, const QuantizedRows& rows, std::size_
 constexpr std::size_t kAhead = 4096;  // bytes fetched ahead: caches beyond the second level want asking early
 
 template <int Bits, std::size_t Rows>
-void few_rows(const Linear& call, const Sizes& sizes, const QuantizedRows& rows, std::size_t row, std::size_t tile) noexcept {
+void few_rows(const Linear& call, const Sizes& sizes, const QuantizedRows& rows, std::size_t row,
+              std::size_t tile) noexcept {
   constexpr bool raw = Isa::kByteCodes && (Bits == 2 || Bits == 4);
-  // Quads that share a sum. Several sums hide the latency of the multiplication; codes left at different bits need them.
+  // Quads that share a sum. Several sums hide the latency of the multiplication; codes left at different bits need
+  // them.
   constexpr int shared = Rows * kParts == 1 ? 1 : Rows * kParts == 2 || Bits == 2 ? 2 : 4;
   constexpr int chains = 8 / shared;
   const std::uint8_t* record = call.packed + tile * sizes.tile_bytes;
@@ -224,7 +235,8 @@ void few_rows(const Linear& call, const Sizes& sizes, const QuantizedRows& rows,
       for (std::size_t r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
         for (int i = 0; i < chains; ++i) dots[p][r][i] = I{};
-    for (const std::size_t end = std::min(c + sizes.step, sizes.chunks); c < end; ++c, chunk += 64 * Bits, a += kChunk) {
+    for (const std::size_t end = std::min(c + sizes.step, sizes.chunks); c < end;
+         ++c, chunk += 64 * Bits, a += kChunk) {
 #pragma GCC unroll 8
       for (std::size_t line = 0; line < Bits; ++line) Isa::prefetch(chunk + kAhead + 64 * line);
 #pragma GCC unroll 8
@@ -268,8 +280,8 @@ void unpack_chunks(const std::uint8_t* chunk, std::size_t chunks, std::size_t ti
       });
 }
 
-// Adds inputs [32 * chunk, 32 * chunk_end) to Rows x Tiles outputs. `codes` are those inputs unpacked, each quad Tiles x
-// 64 bytes; `totals` has rows of 16 * Tiles floats.
+// Adds inputs [32 * chunk, 32 * chunk_end) to Rows x Tiles outputs. `codes` are those inputs unpacked, each quad Tiles
+// x 64 bytes; `totals` has rows of 16 * Tiles floats.
 template <int Bits, std::size_t Rows, std::size_t Tiles>
 void block(const Sizes sizes, const QuantizedRows& rows, std::size_t row, const std::uint8_t* record,
            const std::uint8_t* codes, std::size_t chunk, std::size_t chunk_end, float* totals) noexcept {
@@ -321,12 +333,24 @@ void block(const Sizes sizes, const QuantizedRows& rows, std::size_t row, const 
 template <int Bits, std::size_t Tiles, typename... Args>
 inline void block_of(std::size_t height, const Args&... args) noexcept {
   switch (height) {
-    case 1: return block<Bits, 1, Tiles>(args...);
-    case 2: return block<Bits, 2, Tiles>(args...);
-    case 3: return block<Bits, 3, Tiles>(args...);
-    case 4: return block<Bits, 4, Tiles>(args...);
-    case 5: if constexpr (Isa::kRows >= 5) return block<Bits, 5, Tiles>(args...); else return;
-    default: if constexpr (Isa::kRows >= 6) return block<Bits, 6, Tiles>(args...); else return;
+    case 1:
+      return block<Bits, 1, Tiles>(args...);
+    case 2:
+      return block<Bits, 2, Tiles>(args...);
+    case 3:
+      return block<Bits, 3, Tiles>(args...);
+    case 4:
+      return block<Bits, 4, Tiles>(args...);
+    case 5:
+      if constexpr (Isa::kRows >= 5)
+        return block<Bits, 5, Tiles>(args...);
+      else
+        return;
+    default:
+      if constexpr (Isa::kRows >= 6)
+        return block<Bits, 6, Tiles>(args...);
+      else
+        return;
   }
 }
 
@@ -341,14 +365,18 @@ void many_rows(const Linear& call, const Sizes& sizes, const QuantizedRows& rows
   for (std::size_t c = 0; c < chunks; c += depth) {
     const std::size_t end = c + depth < chunks ? c + depth : chunks;
     for (std::size_t t = 0; t < Tiles; ++t)
-      unpack_chunks<Bits>(record + t * sizes.tile_bytes + sizes.codes_offset + c * 64 * Bits, end - c, Tiles, codes + 64 * t);
+      unpack_chunks<Bits>(record + t * sizes.tile_bytes + sizes.codes_offset + c * 64 * Bits, end - c, Tiles,
+                          codes + 64 * t);
     for (std::size_t r = row0; r < row1;) {
-      const std::size_t left = row1 - r, pieces = (left + Isa::kRows - 1) / Isa::kRows, height = (left + pieces - 1) / pieces;
-      block_of<Isa::code_class(Bits), Tiles>(height, sizes, rows, r, record, codes, c, end, totals + (r - row0) * kTile * Tiles);
+      const std::size_t left = row1 - r, pieces = (left + Isa::kRows - 1) / Isa::kRows,
+                        height = (left + pieces - 1) / pieces;
+      block_of<Isa::code_class(Bits), Tiles>(height, sizes, rows, r, record, codes, c, end,
+                                             totals + (r - row0) * kTile * Tiles);
       r += height;
     }
   }
-  for (std::size_t r = row0; r < row1; ++r) finish_row(call, rows, r, tile * kTile, Tiles, totals + (r - row0) * kTile * Tiles);
+  for (std::size_t r = row0; r < row1; ++r)
+    finish_row(call, rows, r, tile * kTile, Tiles, totals + (r - row0) * kTile * Tiles);
 }
 
 template <int Bits>
@@ -357,25 +385,38 @@ void linear_tiles(const Linear& call, const QuantizedRows& rows, std::size_t row
   const Sizes sizes(call.w);
   for (std::size_t tile = tile0; tile < tile1;) {
     const std::size_t left = tile1 - tile;
-    if (row1 - row0 == 1) few_rows<Bits, 1>(call, sizes, rows, row0, tile++);
-    else if (row1 - row0 == 2) few_rows<Bits, 2>(call, sizes, rows, row0, tile++);
-    else if (row1 - row0 == 3) few_rows<Bits, 3>(call, sizes, rows, row0, tile++);
-    else if (Isa::kTiles >= 4 && left >= 4) many_rows<Bits, 4>(call, sizes, rows, row0, row1, tile), tile += 4;
-    else if (Isa::kTiles >= 2 && left >= 2) many_rows<Bits, 2>(call, sizes, rows, row0, row1, tile), tile += 2;
-    else many_rows<Bits, 1>(call, sizes, rows, row0, row1, tile++);
+    if (row1 - row0 == 1)
+      few_rows<Bits, 1>(call, sizes, rows, row0, tile++);
+    else if (row1 - row0 == 2)
+      few_rows<Bits, 2>(call, sizes, rows, row0, tile++);
+    else if (row1 - row0 == 3)
+      few_rows<Bits, 3>(call, sizes, rows, row0, tile++);
+    else if (Isa::kTiles >= 4 && left >= 4)
+      many_rows<Bits, 4>(call, sizes, rows, row0, row1, tile), tile += 4;
+    else if (Isa::kTiles >= 2 && left >= 2)
+      many_rows<Bits, 2>(call, sizes, rows, row0, row1, tile), tile += 2;
+    else
+      many_rows<Bits, 1>(call, sizes, rows, row0, row1, tile++);
   }
 }
 
 void linear_part(const Linear& call, const QuantizedRows& rows, std::size_t row0, std::size_t row1, std::size_t tile0,
                  std::size_t tile1) noexcept {
   switch (call.w.bits) {
-    case 2: return linear_tiles<2>(call, rows, row0, row1, tile0, tile1);
-    case 3: return linear_tiles<3>(call, rows, row0, row1, tile0, tile1);
-    case 4: return linear_tiles<4>(call, rows, row0, row1, tile0, tile1);
-    case 5: return linear_tiles<5>(call, rows, row0, row1, tile0, tile1);
-    case 6: return linear_tiles<6>(call, rows, row0, row1, tile0, tile1);
-    case 7: return linear_tiles<7>(call, rows, row0, row1, tile0, tile1);
-    default: return linear_tiles<8>(call, rows, row0, row1, tile0, tile1);
+    case 2:
+      return linear_tiles<2>(call, rows, row0, row1, tile0, tile1);
+    case 3:
+      return linear_tiles<3>(call, rows, row0, row1, tile0, tile1);
+    case 4:
+      return linear_tiles<4>(call, rows, row0, row1, tile0, tile1);
+    case 5:
+      return linear_tiles<5>(call, rows, row0, row1, tile0, tile1);
+    case 6:
+      return linear_tiles<6>(call, rows, row0, row1, tile0, tile1);
+    case 7:
+      return linear_tiles<7>(call, rows, row0, row1, tile0, tile1);
+    default:
+      return linear_tiles<8>(call, rows, row0, row1, tile0, tile1);
   }
 }
 

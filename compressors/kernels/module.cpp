@@ -89,9 +89,11 @@ std::size_t histogram(Array<const float, Flat> values, float low, float high, Ar
   return add_to_histogram(values.data(), values.size(), low, high, counts.size(), counts.data());
 }
 
-int histogram_ratio(Array<const std::int64_t, Flat> counts, double low, double high, bool entropy, int bits, int ratios) {
+int histogram_ratio(Array<const std::int64_t, Flat> counts, double low, double high, bool entropy, int bits,
+                    int ratios) {
   require_bits(bits);
-  require(low <= 0.0 && high >= 0.0 && low < high && std::isfinite(high - low), "low <= 0 <= high must hold, and low < high");
+  require(low <= 0.0 && high >= 0.0 && low < high && std::isfinite(high - low),
+          "low <= 0 <= high must hold, and low < high");
   require(ratios >= 1 && ratios <= 10000, "ratios must lie in [1, 10000]");
   std::vector<double> scratch(static_cast<std::size_t>(2) << bits);
   nb::gil_scoped_release release;
@@ -100,8 +102,10 @@ int histogram_ratio(Array<const std::int64_t, Flat> counts, double low, double h
 }
 
 void pack_linear(Array<const std::uint8_t, Matrix> codes, Array<const float, Matrix> scales,
-                 Array<const std::uint8_t, Matrix> zeros, int bits, std::int64_t group, Array<std::uint8_t, Flat> packed) {
-  const Layout w = checked_layout(static_cast<std::int64_t>(codes.shape(0)), static_cast<std::int64_t>(codes.shape(1)), bits, group);
+                 Array<const std::uint8_t, Matrix> zeros, int bits, std::int64_t group,
+                 Array<std::uint8_t, Flat> packed) {
+  const Layout w =
+      checked_layout(static_cast<std::int64_t>(codes.shape(0)), static_cast<std::int64_t>(codes.shape(1)), bits, group);
   require(scales.shape(0) == w.n && scales.shape(1) == w.groups(), "scales must be [n, groups]");
   require(zeros.shape(0) == w.n && zeros.shape(1) == w.groups(), "zeros must be [n, groups]");
   require(packed.size() == w.bytes(), "packed must hold linear_bytes(n, k, bits, group) bytes");
@@ -109,9 +113,10 @@ void pack_linear(Array<const std::uint8_t, Matrix> codes, Array<const float, Mat
   pack_tiles(w, codes.data(), scales.data(), zeros.data(), packed.data());
 }
 
-void unpack_linear(Array<const std::uint8_t, Flat> packed, int bits, std::int64_t group, Array<std::uint8_t, Matrix> codes,
-                   Array<float, Matrix> scales, Array<std::uint8_t, Matrix> zeros) {
-  const Layout w = checked_layout(static_cast<std::int64_t>(codes.shape(0)), static_cast<std::int64_t>(codes.shape(1)), bits, group);
+void unpack_linear(Array<const std::uint8_t, Flat> packed, int bits, std::int64_t group,
+                   Array<std::uint8_t, Matrix> codes, Array<float, Matrix> scales, Array<std::uint8_t, Matrix> zeros) {
+  const Layout w =
+      checked_layout(static_cast<std::int64_t>(codes.shape(0)), static_cast<std::int64_t>(codes.shape(1)), bits, group);
   require(scales.shape(0) == w.n && scales.shape(1) == w.groups(), "scales must be [n, groups]");
   require(zeros.shape(0) == w.n && zeros.shape(1) == w.groups(), "zeros must be [n, groups]");
   require(packed.size() == w.bytes(), "packed must hold linear_bytes(n, k, bits, group) bytes");
@@ -121,18 +126,22 @@ void unpack_linear(Array<const std::uint8_t, Flat> packed, int bits, std::int64_
 
 // On addresses, for tests and benchmarks of one instruction set; who calls vouches for them. torch_op.cpp has the rest.
 void run_linear(std::uintptr_t x, bool x_is_codes, double x_scale, std::int64_t x_zero, std::uintptr_t packed,
-                std::size_t packed_size, std::uintptr_t bias, std::int64_t activation, std::uintptr_t y, bool y_is_codes,
-                double y_scale, std::int64_t y_zero, std::size_t m, std::int64_t n, std::int64_t k, std::int64_t bits,
-                std::int64_t group, int threads, const std::string& isa) {
+                std::size_t packed_size, std::uintptr_t bias, std::int64_t activation, std::uintptr_t y,
+                bool y_is_codes, double y_scale, std::int64_t y_zero, std::size_t m, std::int64_t n, std::int64_t k,
+                std::int64_t bits, std::int64_t group, int threads, const std::string& isa) {
   Linear call{};
   call.w = checked_layout(n, k, bits, group);
   call.packed = reinterpret_cast<const std::uint8_t*>(packed);
   call.bias = reinterpret_cast<const float*>(bias);
   call.m = m;
-  if (x_is_codes) call.x_codes = reinterpret_cast<const std::uint8_t*>(x);
-  else call.x = reinterpret_cast<const float*>(x);
-  if (y_is_codes) call.y_codes = reinterpret_cast<std::uint8_t*>(y);
-  else call.y = reinterpret_cast<float*>(y);
+  if (x_is_codes)
+    call.x_codes = reinterpret_cast<const std::uint8_t*>(x);
+  else
+    call.x = reinterpret_cast<const float*>(x);
+  if (y_is_codes)
+    call.y_codes = reinterpret_cast<std::uint8_t*>(y);
+  else
+    call.y = reinterpret_cast<float*>(y);
   set_checked(call, packed_size, activation, x_scale, x_zero, x_is_codes, y_scale, y_zero, y_is_codes);
   const Kernels& k_ = table(isa);
   nb::gil_scoped_release release;
@@ -162,13 +171,18 @@ NB_MODULE(_kernels, m) {
         nb::arg("counts").noconvert());
   m.def("histogram_ratio", histogram_ratio, nb::arg("counts").noconvert(), nb::arg("low"), nb::arg("high"),
         nb::arg("entropy"), nb::arg("bits"), nb::arg("ratios"));
-  m.def("linear_bytes", [](std::int64_t n, std::int64_t k, std::int64_t bits, std::int64_t group) { return checked_layout(n, k, bits, group).bytes(); },
-        nb::arg("n"), nb::arg("k"), nb::arg("bits"), nb::arg("group"));
+  m.def(
+      "linear_bytes",
+      [](std::int64_t n, std::int64_t k, std::int64_t bits, std::int64_t group) {
+        return checked_layout(n, k, bits, group).bytes();
+      },
+      nb::arg("n"), nb::arg("k"), nb::arg("bits"), nb::arg("group"));
   m.def("pack_linear", pack_linear, nb::arg("codes").noconvert(), nb::arg("scales").noconvert(),
         nb::arg("zeros").noconvert(), nb::arg("bits"), nb::arg("group"), nb::arg("packed").noconvert());
   m.def("unpack_linear", unpack_linear, nb::arg("packed").noconvert(), nb::arg("bits"), nb::arg("group"),
         nb::arg("codes").noconvert(), nb::arg("scales").noconvert(), nb::arg("zeros").noconvert());
   m.def("linear", run_linear);
-  m.def("register_torch_op", [](const std::string& library) { register_torch_op(library.c_str()); }, nb::arg("library"));
+  m.def(
+      "register_torch_op", [](const std::string& library) { register_torch_op(library.c_str()); }, nb::arg("library"));
   m.def("dot_peak", dot_peak, nb::arg("rounds"), nb::arg("isa") = "");
 }

@@ -1,5 +1,5 @@
-// Every kernel on every instruction set of this machine, on buffers of exactly the size that is promised: meant to be run
-// under AddressSanitizer and UndefinedBehaviorSanitizer (sanitize.sh). Exits with 1 at the first wrong result.
+// Every kernel on every instruction set of this machine, on buffers of exactly the size that is promised: meant to be
+// run under AddressSanitizer and UndefinedBehaviorSanitizer (sanitize.sh). Exits with 1 at the first wrong result.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -83,7 +83,8 @@ void test_linear(const Kernels& isa) {
     std::vector<float> y(m * w.n), real(m * w.k);
     for (std::size_t i = 0; i < real.size(); ++i) real[i] = static_cast<float>(x[i] - zero);
     std::vector<std::uint8_t> y_codes(m * w.n);
-    Linear call{w, packed.get(), bias.data(), Activation::none, m, nullptr, x.data(), 1.0f, zero, y.data(), nullptr, 0.0f, 0};
+    Linear call{w,    packed.get(), bias.data(), Activation::none, m,    nullptr, x.data(),
+                1.0f, zero,         y.data(),    nullptr,          0.0f, 0};
     linear(isa, call, 1);
     for (std::size_t r = 0; r < m; ++r)
       for (std::size_t n = 0; n < w.n; ++n) {

@@ -15,7 +15,8 @@ void each_plane(const Layout& w, std::size_t n, std::size_t k, Use use) {
   for (int plane = 8; plane >= 1; plane /= 2) {
     if ((w.bits & plane) == 0) continue;
     const std::size_t width = static_cast<std::size_t>(plane);
-    use(chunk + 64 * (static_cast<std::size_t>(low) + quad % width), plane * static_cast<int>(quad / width), plane, low);
+    use(chunk + 64 * (static_cast<std::size_t>(low) + quad % width), plane * static_cast<int>(quad / width), plane,
+        low);
     low += plane;
   }
 }

@@ -27,7 +27,8 @@ struct Torch {
   Error (*sizes)(Handle, std::int64_t**);
   Error (*dtype)(Handle, std::int32_t*);
   Error (*is_contiguous)(Handle, bool*);
-  Error (*empty_strided)(std::int64_t, const std::int64_t*, const std::int64_t*, std::int32_t, std::int32_t, std::int32_t, Handle*);
+  Error (*empty_strided)(std::int64_t, const std::int64_t*, const std::int64_t*, std::int32_t, std::int32_t,
+                         std::int32_t, Handle*);
   Error (*get_num_threads)(std::uint32_t*);
   std::int32_t float32, uint8, cpu;
 } torch;
@@ -77,8 +78,10 @@ Value optional(Value value) {
 
 void quant_linear(Value* stack, std::uint64_t, std::uint64_t) {
   const Tensor x(stack[0]), packed(stack[1]), bias(optional(stack[2]));
-  const auto n = scalar<std::int64_t>(stack[3]), bits = scalar<std::int64_t>(stack[4]), group = scalar<std::int64_t>(stack[5]);
-  const auto activation = scalar<std::int64_t>(stack[6]), x_zero = scalar<std::int64_t>(stack[8]), y_zero = scalar<std::int64_t>(stack[10]);
+  const auto n = scalar<std::int64_t>(stack[3]), bits = scalar<std::int64_t>(stack[4]),
+             group = scalar<std::int64_t>(stack[5]);
+  const auto activation = scalar<std::int64_t>(stack[6]), x_zero = scalar<std::int64_t>(stack[8]),
+             y_zero = scalar<std::int64_t>(stack[10]);
   const auto x_scale = scalar<double>(stack[7]), y_scale = scalar<double>(stack[9]);
 
   const bool codes = x.is(torch.uint8), out_codes = y_scale != 0.0;
@@ -86,8 +89,9 @@ void quant_linear(Value* stack, std::uint64_t, std::uint64_t) {
   const auto dims = static_cast<std::size_t>(x.ask(torch.dim));
   require(dims >= 1 && x.ask(torch.is_contiguous), "x must be contiguous, [..., k]");
   require(packed.is(torch.uint8) && packed.ask(torch.is_contiguous), "packed must be contiguous uint8");
-  require(bias.handle == nullptr || (bias.is(torch.float32) && bias.ask(torch.is_contiguous) && bias.ask(torch.numel) == n),
-          "bias must be contiguous float32 of n = " + std::to_string(n) + " elements");
+  require(
+      bias.handle == nullptr || (bias.is(torch.float32) && bias.ask(torch.is_contiguous) && bias.ask(torch.numel) == n),
+      "bias must be contiguous float32 of n = " + std::to_string(n) + " elements");
 
   std::array<std::int64_t, 64> shape, strides;
   require(dims <= shape.size(), "x must have at most 64 dimensions");
@@ -102,16 +106,22 @@ void quant_linear(Value* stack, std::uint64_t, std::uint64_t) {
   call.packed = packed.data<std::uint8_t>();
   call.bias = bias.handle == nullptr ? nullptr : bias.data<float>();
   call.m = static_cast<std::size_t>(x.ask(torch.numel) / k);
-  if (codes) call.x_codes = x.data<std::uint8_t>();
-  else call.x = x.data<float>();
-  set_checked(call, static_cast<std::size_t>(packed.ask(torch.numel)), activation, x_scale, x_zero, codes, y_scale, y_zero, out_codes);
+  if (codes)
+    call.x_codes = x.data<std::uint8_t>();
+  else
+    call.x = x.data<float>();
+  set_checked(call, static_cast<std::size_t>(packed.ask(torch.numel)), activation, x_scale, x_zero, codes, y_scale,
+              y_zero, out_codes);
 
   Tensor y;
   const std::int32_t dtype = out_codes ? torch.uint8 : torch.float32;
-  require(torch.empty_strided(static_cast<std::int64_t>(dims), shape.data(), strides.data(), dtype, torch.cpu, 0, &y.handle) == 0,
+  require(torch.empty_strided(static_cast<std::int64_t>(dims), shape.data(), strides.data(), dtype, torch.cpu, 0,
+                              &y.handle) == 0,
           "torch could not allocate the result");
-  if (out_codes) call.y_codes = y.data<std::uint8_t>();
-  else call.y = y.data<float>();
+  if (out_codes)
+    call.y_codes = y.data<std::uint8_t>();
+  else
+    call.y = y.data<float>();
   std::uint32_t threads = 1;
   torch.get_num_threads(&threads);
   linear(kernels(), call, static_cast<int>(threads));
@@ -124,7 +134,8 @@ void quant_linear(Value* stack, std::uint64_t, std::uint64_t) {
 template <typename Function>
 void find(void* library, const char* name, Function*& function) {
   void* const address = dlsym(library, name);
-  if (address == nullptr) throw std::runtime_error(std::string("this torch lacks ") + name + "; torch >= 2.10 is needed");
+  if (address == nullptr)
+    throw std::runtime_error(std::string("this torch lacks ") + name + "; torch >= 2.10 is needed");
   std::memcpy(&function, &address, sizeof address);
 }
 
@@ -156,7 +167,8 @@ void register_torch_op(const char* torch_library) {
   find(library, "aoti_torch_library_init_impl", init);
   find(library, "aoti_torch_library_impl", implement);
   void* handle = nullptr;  // kept as long as the process lives
-  if (init("tightrope", "CPU", __FILE__, __LINE__, &handle) != 0 || implement(handle, "quant_linear", quant_linear) != 0)
+  if (init("tightrope", "CPU", __FILE__, __LINE__, &handle) != 0 ||
+      implement(handle, "quant_linear", quant_linear) != 0)
     throw std::runtime_error("torch refused the implementation of tightrope::quant_linear");
 }
 
