@@ -1,6 +1,6 @@
 """From a policy to arrays: the payload of a compressed model, out of what was prepared."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from tightrope.spaces.unit import units_of
 
 Double = NDArray[np.float64]
 Flags = Mapping[str, NDArray[np.bool_]]
+Rounded = tuple[Double, NDArray[np.int8] | None, Float | None]  # weights, their codes, scales
 
 
 def assemble(prepared: Prepared, policy: Policy) -> Payload:
@@ -75,10 +76,7 @@ def _parts(prepared: Prepared, layer: Layer, choice: Choice, widths: dict[str, i
     effective = made[0][0] if choice.rank is None else product(tuple(w for w, _, _ in made), choice.form)
     if mean is not None and prepared.settings.bias_correction and (choice.rank is not None or choice.weight_bits < 32):
         shift = shift + (whole - effective).reshape(len(out), -1) @ mean
-    if bias is not None:
-        total = (bias[out] + shift).astype(np.float32)
-    else:
-        total = shift.astype(np.float32) if layer.bias else None
+    total = None if bias is None else (bias[out] + shift).astype(np.float32)
     parts = []
     spans = _inner_ranges(prepared, layer.name, choice, made, keep) if len(units) > 1 else []
     for number, (unit, (weight, codes, scales)) in enumerate(zip(units, made, strict=True)):
@@ -101,8 +99,8 @@ def _narrow(
     statistics, nested = prepared.statistics.layers[name], prepared.nested.get(name)
     wide = not statistics.patches  # the covariance of channels: each position of the kernel is reconstructed by itself
     if nested is not None and wide:
-        rows = (out[:, None] * each + np.arange(each)).reshape(-1)
-        new = nested.at(len(keep), rows).reshape(outputs, each, -1).transpose(0, 2, 1).reshape(outputs, -1)
+        flat_out = (out[:, None] * each + np.arange(each)).reshape(-1)
+        new = nested.at(len(keep), flat_out).reshape(outputs, each, -1).transpose(0, 2, 1).reshape(outputs, -1)
     elif nested is not None:
         new = nested.at(len(features), out)
     elif statistics.covariance is None or not prepared.settings.reconstruct:
@@ -116,16 +114,19 @@ def _narrow(
     return new.reshape(outputs, len(keep), *weight.shape[2:]), shift, mean[features]
 
 
-def _round(weight: Double, bits: int) -> tuple[Double, NDArray[np.int8] | None, Float | None]:
+def _round(weight: Double, bits: int) -> Rounded:
     """Weights on the grid of their codes, with the scale that minimises the squared error of each output channel."""
     if bits == 32:
         return weight, None, None
     flat = np.ascontiguousarray(weight.reshape(len(weight), -1), np.float32)
     codes, scales = quantize_per_channel(flat, bits)
-    return (codes * scales[:, None].astype(np.float64)).reshape(weight.shape), codes.reshape(weight.shape), scales
+    rounded = codes.astype(np.float64) * scales[:, None]
+    return rounded.reshape(weight.shape), codes.reshape(weight.shape), scales
 
 
-def _inner_ranges(prepared: Prepared, name: str, choice: Choice, made: list[tuple[Double, NDArray[np.int8] | None, Float | None]], keep: NDArray[np.int64]) -> list[tuple[float, float]]:  # fmt: skip
+def _inner_ranges(
+    prepared: Prepared, name: str, choice: Choice, made: Sequence[Rounded], keep: NDArray[np.int64]
+) -> list[tuple[float, float]]:
     """Ranges of what the factors hand to each other, from the rows kept in calibration."""
     first = made[0][0]
     rows = prepared.statistics.layers[name].rows.astype(np.float64)

@@ -19,7 +19,7 @@ from tightrope.compressors.quantize.fake import Part, Quantizer
 from tightrope.spaces.errors import CompressError
 from tightrope.spaces.points import points
 from tightrope.spaces.policy import Policy
-from tightrope.spaces.unit import units_of
+from tightrope.spaces.unit import Unit, units_of
 
 META = "tightrope"
 
@@ -136,8 +136,8 @@ def payload_of(module: fx.GraphModule) -> Payload:
     return Payload(policy, parts, ranges, parameters)
 
 
-def _arrays(unit: Any, piece: Any) -> Arrays:
-    inner = piece.inner if isinstance(piece, Part) else piece
+def _arrays(unit: Unit, piece: nn.Module) -> Arrays:
+    inner: Any = piece.inner if isinstance(piece, Part) else piece
     bias = None if inner.bias is None else inner.bias.detach().numpy().copy()
     if not isinstance(piece, Part) or piece.bits == 32:
         span = piece.reader.span if isinstance(piece, Part) and piece.reader is not None else None

@@ -35,16 +35,16 @@ def build_layer(like: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None
     if isinstance(like, nn.Conv2d):
         depthwise = like.groups > 1 and like.groups == like.in_channels == like.out_channels
         groups = len(weight) if depthwise else like.groups
-        geometry = {"stride": like.stride, "padding": like.padding, "dilation": like.dilation, **changes}
+        geometry: dict[str, Any] = {"stride": like.stride, "padding": like.padding, "dilation": like.dilation, **changes}
         layer = nn.Conv2d(
             weight.shape[1] * groups,
             len(weight),
-            tuple(weight.shape[2:]),
+            (weight.shape[2], weight.shape[3]),
             groups=groups,
             bias=bias is not None,
             device="meta",
             **geometry,
-        )  # type: ignore[arg-type]
+        )
     else:
         layer = nn.Linear(weight.shape[1], len(weight), bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.clone().contiguous())

@@ -91,7 +91,7 @@ def _uncuttable(skeleton: fx.GraphModule, ties: Ties, example: tuple[Any, ...]) 
 
     if not attempt(list(ties.groups)):
         return {}
-    failed = {}
+    failed: dict[str, str] = {}
     for group in ties.groups:
         reason = attempt([group])
         if reason:
@@ -145,7 +145,12 @@ def _layer(module: Any, name: str, nodes: list[fx.Node], analysis: Analysis, tie
     calls = len(nodes)
     if isinstance(module, nn.Conv2d) and before[0] % batch == 0:
         calls *= before[0] // batch  # frames or windows that the model put into the batch
-    common = {"calls": calls, "bias": module.bias is not None, "activation": activation, "frozen": ties.frozen.get(name, "")}
+    common: dict[str, Any] = {
+        "calls": calls,
+        "bias": module.bias is not None,
+        "activation": activation,
+        "frozen": ties.frozen.get(name, ""),
+    }
     if isinstance(module, nn.Linear):
         tokens = (1, max(1, prod(before[:-1]) // batch))
         return Layer(name, "linear", ties.inputs[name], ties.outputs[name], in_size=tokens, out_size=tokens, **common)

@@ -23,8 +23,8 @@ class SpaceConfig(_Strict):
     channels: bool = True
     ranks: bool = True
     bits: bool = True
-    least_width: float = Field(0.125, gt=0, le=1)
-    width_step: int = Field(8, ge=1)
+    least_width: float = Field(default=0.125, gt=0, le=1)
+    width_step: int = Field(default=8, ge=1)
     rank_shares: list[float] = [0.125, 0.25, 0.375, 0.5]
     form: Literal["spatial", "tucker"] = "spatial"
 
@@ -41,10 +41,10 @@ class CompressConfig(_Strict):
 class TuneConfig(_Strict):
     """Fine-tuning of the `candidates` best of the front and of the controls; `epochs` 0 leaves it out."""
 
-    epochs: int = Field(3, ge=0)
-    candidates: int = Field(3, ge=1)
-    lr: float = Field(1e-3, gt=0)
-    distil: float = Field(0.7, ge=0, le=1)
+    epochs: int = Field(default=3, ge=0)
+    candidates: int = Field(default=3, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    distil: float = Field(default=0.7, ge=0, le=1)
 
 
 class Config(_Strict):
@@ -54,14 +54,14 @@ class Config(_Strict):
     data: str = ""
     metric: str = "top1"
     device: str = "ort-cpu"
-    batch: int = Field(1, ge=1)
+    batch: int = Field(default=1, ge=1)
     budget: list[str] = ["latency<=0.5x"]
     agent: str = "tpe"
     agent_settings: dict[str, Any] = {}
-    trials: int = Field(100, ge=1)
-    workers: int = Field(2, ge=0)
+    trials: int = Field(default=100, ge=1)
+    workers: int = Field(default=2, ge=0)
     address: str | None = None
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     out: str = "runs/search"
     controls: bool = True
     space: SpaceConfig = SpaceConfig()

@@ -54,8 +54,8 @@ class OrtEvaluator:
         self.source = source
         batches = task.split(split)
         self.metric = task.measure
-        self.batch = source.prepared.traced.skeleton.meta["batch"] if source.prepared.traced else None
-        self.batch = self.batch or min(MOST_BATCH, max(length(x) for x, _ in batches))
+        fixed = source.prepared.traced.skeleton.meta["batch"] if source.prepared.traced else None
+        self.batch: int = fixed or min(MOST_BATCH, max(length(x) for x, _ in batches))
         self.inputs = [
             np.concatenate([np.asarray(t) for t in column]) for column in zip(*(tensors(x) for x, _ in batches), strict=True)
         ]

@@ -4,17 +4,17 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tightrope.search.agent import Problem, make
 from tightrope.search.distribute import Executor
 from tightrope.search.evaluate import OrtEvaluator, score_module
 from tightrope.search.journal import Control, Final
 from tightrope.search.study import Study
 from tightrope.search.trial import Trial
+from tightrope.spaces.budget import Budget
 from tightrope.spaces.cost import Cost, Score
 from tightrope.spaces.errors import ExportError
 from tightrope.spaces.policy import Policy, write_atomically
@@ -74,7 +74,7 @@ class Report:
                 {
                     "name": r.name, "trial": r.trial, "policy": r.policy.to_json(), "cost": r.cost.to_json(),
                     "latency_ratio_predicted": r.cost.latency_ms / dense.latency_ms,
-                    "latency_ratio_measured": None if r.measured is None else dict(zip(("ratio", "low", "high"), r.measured, strict=True)),
+                    "latency_ratio_measured": r.measured and dict(zip(("ratio", "low", "high"), r.measured, strict=True)),
                     "score_in_search": r.found.to_json(), "score_search": r.search.to_json(),
                     "score_test": None if r.test is None else r.test.to_json(), "within_budget": r.within_budget,
                 }
@@ -149,7 +149,7 @@ def finish(study: Study, setting: "Setting", workers: Executor, folder: Path) ->
     rows += [Row("best", t.policy, t.cost, t.score, t.score, trial=t.number) for t in candidates if t.score is not None]
     if not candidates:
         remarks.append("no trial met the budget; there is no best policy")
-    searched, tested = OrtEvaluatorPair.of(setting)
+    searched, tested = _scorer(setting, "search"), _scorer(setting, "test")
     unique: dict[Policy, Row] = {}
     for row in rows:
         if row.name == "dense":
@@ -183,27 +183,21 @@ def finish(study: Study, setting: "Setting", workers: Executor, folder: Path) ->
     return report
 
 
-class OrtEvaluatorPair:
-    """Scores of fine-tuned modules on the search and on the test split: of the graphs that they export to, if there are."""
+def _scorer(setting: "Setting", split: str) -> Callable[["fx.GraphModule"], Score]:
+    """Scores fine-tuned modules on a split: the graphs that they export to, or the modules where there are none."""
+    made: list[OrtEvaluator] = []
 
-    @staticmethod
-    def of(setting: "Setting") -> tuple[Any, Any]:
-        def scorer(split: str) -> Any:
-            made: list[OrtEvaluator] = []
+    def score(module: "fx.GraphModule") -> Score:
+        from tightrope.compressors.compress import payload_of
 
-            def score(module: "fx.GraphModule") -> Score:
-                from tightrope.compressors.compress import payload_of
+        try:
+            if not made:
+                made.append(OrtEvaluator(setting.source, setting.task, split))
+            return made[0].score(setting.source.written(payload_of(module), made[0].batch))
+        except ExportError:
+            return score_module(module, setting.task.split(split), setting.task.measure)
 
-                try:
-                    if not made:
-                        made.append(OrtEvaluator(setting.source, setting.task, split))
-                    return made[0].score(setting.source.written(payload_of(module), made[0].batch))
-                except ExportError:
-                    return score_module(module, setting.task.split(split), setting.task.measure)
-
-            return score
-
-        return scorer("search"), scorer("test")
+    return score
 
 
 def _dense(study: Study) -> Row:
@@ -214,10 +208,9 @@ def _dense(study: Study) -> Row:
 def _controls(study: Study, setting: "Setting", workers: Executor) -> list[Row]:
     """Uniform within the budget, the best of as many random trials as the search had, and the hand recipe."""
     problem, rows = study.problem, []
-    if study.header.agent != "uniform":
-        rows += _search_with("uniform", problem, workers, 3)
-    if study.header.agent != "random":
-        rows += _search_with("random", problem, workers, len(study.trials), setting)
+    for agent, trials in (("uniform", 3), ("random", len(study.trials))):
+        if agent != study.header.agent:
+            rows += _rival(study, setting, workers, agent, trials)
     recipe = setting.space.uniform(RECIPE_SHARE, INT8)
     cost = problem.cost(recipe)
     workers.submit(0, recipe)
@@ -227,29 +220,16 @@ def _controls(study: Study, setting: "Setting", workers: Executor) -> list[Row]:
     return rows
 
 
-def _search_with(agent: str, problem: Problem, workers: Executor, trials: int, setting: "Setting | None" = None) -> list[Row]:
-    """The best feasible trial of another agent, in memory only."""
-    other = replace(problem, seed=problem.seed + 1_000_003, trials=trials)
-    rival, known, found = make(agent, other), {}, []  # type: ignore[var-annotated]
-    for number in range(trials):
-        policy = rival.ask(number)
-        if policy not in known:
-            workers.submit(number, policy)
-            outcome = workers.next()
-            known[policy] = outcome.score, outcome.failed
-        score, failed = known[policy]
-        cost = other.cost(policy)
-        trial = Trial(number, agent, policy, cost, score, other.meets(score, cost), failed)
-        rival.tell(trial)
-        if trial.score is not None and trial.feasible:
-            found.append(trial)
-        if setting is not None:
-            setting.progress.step(number + 1, trials, agent)
-    if not found:
-        return []
-    best = max(found, key=lambda t: other.value(t.score, t.cost))  # type: ignore[arg-type]
-    assert best.score is not None
-    return [Row(agent, best.policy, best.cost, best.score, best.score)]
+def _rival(study: Study, setting: "Setting", workers: Executor, agent: str, trials: int) -> list[Row]:
+    """The best of another agent under the same budget, in memory only."""
+    header, progress = study.header, setting.progress
+    other = Study.start(
+        setting.space, setting.device, Budget.parse(header.budget), workers, name=agent, agent=agent, trials=trials,
+        seed=header.seed + 1_000_003, metric=header.metric,
+    )  # fmt: skip
+    other.run(workers, on_trial=[lambda trial, _: progress.step(trial.number + 1, trials, agent)])
+    best = other.best
+    return [] if best is None or best.score is None else [Row(agent, best.policy, best.cost, best.score, best.score)]
 
 
 def _candidates(study: Study, count: int) -> list[Trial]:
@@ -267,7 +247,8 @@ def _tuned(row: Row, setting: "Setting") -> "fx.GraphModule":
     from tightrope.compressors.compress import compress
     from tightrope.search.session import tuned
 
-    return tuned(compress(None, row.policy, setting.prepared), setting, f"{row.name}{'' if row.trial is None else f' {row.trial}'}")
+    label = row.name if row.trial is None else f"{row.name} {row.trial}"
+    return tuned(compress(None, row.policy, setting.prepared), setting.task, setting.config, setting.progress, label)
 
 
 def _measure(rows: list[Row], study: Study, setting: "Setting", remarks: list[str]) -> None:
@@ -301,9 +282,11 @@ def _choose(rows: list[Row], study: Study, remarks: list[str]) -> Row | None:
     for row in candidates:
         study.add(Final(row.trial or 0, row.search, row.cost, row.measured))
     fit = [row for row in candidates if row.within_budget]
-    for row in candidates:
-        if not row.within_budget and row.measured is not None:
-            remarks.append(f"trial {row.trial} missed the budget when measured ({row.measured[0]:.3f}x); the next took its place")
+    remarks += [
+        f"trial {row.trial} missed the budget when measured ({row.measured[0]:.3f}x); the next took its place"
+        for row in candidates
+        if not row.within_budget and row.measured is not None
+    ]
     if not fit:
         if candidates:
             remarks.append("no candidate met the budget when measured; the best of them is shown all the same")
@@ -343,17 +326,3 @@ def _write(report: Report, chosen: Row | None, setting: "Setting", folder: Path)
     write_atomically(best / "report.json", json.dumps(report.to_json(), indent=1) + "\n")
     write_atomically(best / "report.md", report.markdown())
     write_csv(folder, folder / "front.csv")
-
-
-def table(report: Mapping[str, Any] | Report) -> Any:
-    """The report as a rich table."""
-    from rich.table import Table
-
-    assert isinstance(report, Report)
-    head, *body = report.cells()
-    shown = Table(title=f"{report.name} on {report.device}", title_justify="left")
-    for index, cell in enumerate(head):
-        shown.add_column(cell, justify="left" if index == 0 else "right")
-    for cells in body:
-        shown.add_row(*cells, style="bold green" if cells[0] == "best" else "")
-    return shown

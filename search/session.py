@@ -44,16 +44,13 @@ class Setting:
 def set_up(task: Task, config: Config, progress: Quiet | None = None) -> Setting:
     """Trace and calibrate the model, make the device ready (its latency table is built at first use) and lay out the space."""
     from tightrope.compressors.export.skeleton import skeleton_of
-    from tightrope.compressors.prepare import Settings, prepare
     from tightrope.estimators.registry import make
     from tightrope.search.evaluate import Source
 
     progress = progress or Quiet()
     task.check()
     progress.phase("prepare the model")
-    prepared = prepare(
-        task.model, task.example_inputs, task.split("calibration"), Settings(**config.compress.model_dump()), config.seed
-    )
+    prepared = _prepare(task, config)
     device = make(config.device, batch=config.batch)
     asked = config.space
     space = Space.build(
@@ -176,28 +173,31 @@ def write_network(setting: Setting, folder: Path) -> None:
 def compress(task: Task, policy: Policy, *, config: Config | None = None) -> "fx.GraphModule":
     """The task's model under a policy: a plain, smaller `nn.Module`, not fine-tuned."""
     from tightrope.compressors.compress import compress as apply
+
+    return apply(task.model, policy, _prepare(task, config or Config()))
+
+
+def _prepare(task: Task, config: Config) -> "Prepared":
     from tightrope.compressors.prepare import Settings, prepare
 
-    chosen = config or Config()
-    settings = Settings(**chosen.compress.model_dump())
-    prepared = prepare(task.model, task.example_inputs, task.split("calibration"), settings, chosen.seed)
-    return apply(task.model, policy, prepared)
+    settings = Settings(**config.compress.model_dump())
+    return prepare(task.model, task.example_inputs, task.split("calibration"), settings, config.seed)
 
 
-def tuned(module: "fx.GraphModule", setting: Setting, label: str) -> "fx.GraphModule":
+def tuned(module: "fx.GraphModule", task: Task, config: Config, progress: Quiet, label: str) -> "fx.GraphModule":
     """A compressed module recalibrated and, where there is a train split, fine-tuned as the configuration says."""
     from tightrope.compressors.finetune import Tuning, finetune
     from tightrope.compressors.recalibrate import recalibrate
 
-    task, tune = setting.task, setting.config.finetune
+    tune = config.finetune
     recalibrate(module, task.split("calibration"))
     if tune.epochs == 0 or not task.has("train"):
         return module
     dense: nn.Module = task.model
-    tuning = Tuning(epochs=tune.epochs, lr=tune.lr, distil=tune.distil, seed=setting.config.seed)
+    tuning = Tuning(epochs=tune.epochs, lr=tune.lr, distil=tune.distil, seed=config.seed)
 
     def tell(step: int, steps: int, loss: float) -> None:
-        setting.progress.step(step, steps, f"{label}, loss {loss:.3f}")
+        progress.step(step, steps, f"{label}, loss {loss:.3f}")
 
     return finetune(module, dense, task.split("train"), tuning, augment=task.augment, on_step=tell)
 
@@ -252,18 +252,13 @@ def export_run(run_folder: Path, trial: int | None, form: str, output: Path | No
             write_atomically(target, kept.read_bytes())
         return target
     task, config = _again(run_folder)
-    setting = Setting(config, task, *_prepared(task, config), Quiet())  # type: ignore[arg-type]
-    module = apply(task.model, policy, setting.prepared)
+    progress = default()
+    module = apply(task.model, policy, _prepare(task, config))
     if finetune:
-        tuned(module, setting, f"trial {trial}")
+        progress.phase("fine-tune")
+        tuned(module, task, config, progress, f"trial {trial}")
+    progress.close()
     return export(module, target, device=config.device, batch=config.batch)
-
-
-def _prepared(task: Task, config: Config) -> tuple[Any, Any, Any, Any]:
-    from tightrope.compressors.prepare import Settings, prepare
-
-    settings = Settings(**config.compress.model_dump())
-    return prepare(task.model, task.example_inputs, task.split("calibration"), settings, config.seed), None, None, None
 
 
 def estimate_run(run_folder: Path, policy: Path | None, trial: int | None, device: str | None) -> tuple[Any, Any, Any]:

@@ -72,7 +72,7 @@ def product(parts: tuple[Tensor, ...], form: str) -> Tensor:
     """The weights that factors amount to."""
     if form == "svd":
         first, second = (f.reshape(f.shape[:2]) for f in parts)
-        whole: Tensor = (second @ first).reshape(second.shape[0], first.shape[1], *parts[0].shape[2:])
+        whole: Tensor = (second @ first).reshape(len(second), -1, *parts[0].shape[2:])
         return whole
     if form == "spatial":
         joined: Tensor = np.einsum("rih,orw->oihw", parts[0][..., 0], parts[1][:, :, 0], optimize=True)

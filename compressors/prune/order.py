@@ -36,7 +36,7 @@ def _importance(traced: Traced, statistics: Statistics, layer: str, order: Order
     if order == "taylor":
         saliency: NDArray[np.float64] = statistics.layers[layer].saliency.astype(np.float64)
         return saliency
-    weight = traced.layer(layer).weight.detach().flatten(1).double().numpy()  # type: ignore[union-attr, operator]
+    weight = traced.layer(layer).weight.detach().flatten(1).double().numpy()  # type: ignore[operator]
     norms: NDArray[np.float64] = np.abs(weight).sum(1) if order == "l1" else np.sqrt((weight**2).sum(1))
     return norms
 

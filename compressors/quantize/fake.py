@@ -22,7 +22,7 @@ class _Round(torch.autograd.Function):
 
 
 def rounded(x: Tensor) -> Tensor:
-    made: Tensor = _Round.apply(x)
+    made: Tensor = _Round.apply(x)  # type: ignore[no-untyped-call]
     return made
 
 
