@@ -108,22 +108,26 @@ MORE: dict[str, Build] = {
         vocab_size=100, n_positions=32, n_embd=64, n_layer=2, n_head=4,
     ),
     "distilbert_tiny": hf(
-        "DistilBertForSequenceClassification", "DistilBertConfig", tokens, vocab_size=100, dim=64, n_layers=2, n_heads=4, hidden_dim=128,
+        "DistilBertForSequenceClassification", "DistilBertConfig", tokens,
+        vocab_size=100, dim=64, n_layers=2, n_heads=4, hidden_dim=128,
     ),
     "segformer_tiny": hf(
-        "SegformerForSemanticSegmentation", "SegformerConfig", lambda: image(64), hidden_sizes=[16, 32, 64, 64], depths=[1, 1, 1, 1],
+        "SegformerForSemanticSegmentation", "SegformerConfig", lambda: image(64),
+        hidden_sizes=[16, 32, 64, 64], depths=[1, 1, 1, 1],
         decoder_hidden_size=32, num_attention_heads=[1, 2, 4, 4],
     ),
     "deit_tiny": hf("DeiTForImageClassification", "DeiTConfig", lambda: image(32), **PATCHED),
     "resnet_hf": hf(
-        "ResNetForImageClassification", "ResNetConfig", lambda: image(64), hidden_sizes=[16, 32, 64, 128], depths=[1, 1, 1, 1], embedding_size=16,
+        "ResNetForImageClassification", "ResNetConfig", lambda: image(64),
+        hidden_sizes=[16, 32, 64, 128], depths=[1, 1, 1, 1], embedding_size=16,
     ),
     "mobilevit_tiny": hf(
         "MobileViTForImageClassification", "MobileViTConfig", lambda: image(64), image_size=64, hidden_sizes=[24, 32, 40],
         neck_hidden_sizes=[8, 16, 16, 24, 24, 32, 64],
     ),
     "llama_tiny": hf(
-        "LlamaForSequenceClassification", "LlamaConfig", lambda: {**tokens(), "use_cache": False}, **SMALL, vocab_size=100, pad_token_id=0,
+        "LlamaForSequenceClassification", "LlamaConfig", lambda: {**tokens(), "use_cache": False},
+        **SMALL, vocab_size=100, pad_token_id=0,
         num_key_value_heads=2,
     ),
     "t5_encoder_tiny": hf(
@@ -269,7 +273,8 @@ def table(results: Sequence[Result]) -> str:
     for r in results:
         times = " ".join(f"{r.seconds.get(stage, 0):7.1f}" for stage in ("trace", "prepare", "compress", "skeleton"))
         lines.append(
-            f"{r.name:24} {r.layers:6} {r.groups:6} {r.dense_gap:10.1e} {r.fp32_gap:10.1e} {r.int8_gap:10.1e} {r.int8_noise:11.1e} {times}"
+            f"{r.name:24} {r.layers:6} {r.groups:6} {r.dense_gap:10.1e} {r.fp32_gap:10.1e} {r.int8_gap:10.1e} {r.int8_noise:11.1e} "
+            + times
             + (f"  {r.error}" if r.error else "")
         )
     lines.append("")

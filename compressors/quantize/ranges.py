@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 Method = Literal["mse", "percentile", "minmax"]
 METHODS: tuple[Method, ...] = ("mse", "percentile", "minmax")
 PERCENTILE = 99.99
-SHARES = np.linspace(0.3, 1.0, 29)
+SHARES = np.geomspace(0.1, 1.0, 29)
 
 
 def choose(samples: NDArray[np.float32], low_high: tuple[float, float], bits: int, method: Method) -> tuple[float, float]:
