@@ -30,6 +30,7 @@ struct Isa {
   static F bytes_as_float(const std::uint8_t* p) noexcept {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
   }
+  static U merge(U code, U plane, U mask) noexcept { return code | (plane & mask); }
   static void opaque(I& v) noexcept { asm volatile("" : "+x"(v)); }  // a value the compiler cannot foresee
   static void prefetch(const void* p) noexcept { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
   // Pairs of products are summed in 16 bits, which codes of 7 bits cannot overflow: 2 * 127 * 128 < 2^15. The top bit

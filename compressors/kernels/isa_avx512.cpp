@@ -32,6 +32,10 @@ struct Isa {
   static F bytes_as_float(const std::uint8_t* p) noexcept {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   }
+  static U merge(U code, U plane, U mask) noexcept {  // code | (plane & mask)
+    return reinterpret_cast<U>(_mm512_ternarylogic_epi32(reinterpret_cast<__m512i>(code), reinterpret_cast<__m512i>(plane),
+                                                         reinterpret_cast<__m512i>(mask), 0xf8));
+  }
   static void opaque(I& v) noexcept { asm volatile("" : "+v"(v)); }  // a value the compiler cannot foresee
   static void prefetch(const void* p) noexcept { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
   template <int Bits>

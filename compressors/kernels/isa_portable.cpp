@@ -28,6 +28,7 @@ struct Isa {
   static F bytes_as_float(const std::uint8_t* p) noexcept {
     return F{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]), static_cast<float>(p[3])};
   }
+  static U merge(U code, U plane, U mask) noexcept { return code | (plane & mask); }
   static void opaque(I& v) noexcept { asm volatile("" : "+m"(v)); }  // a value the compiler cannot foresee
   static void prefetch(const void* p) noexcept { __builtin_prefetch(p); }
   // A product of an 8-bit code and an 8-bit activation fits 16 bits. Even and odd bytes go apart; each register of

@@ -82,7 +82,7 @@ inline U with_plane(const std::uint8_t* chunk, U code) noexcept {
   constexpr int from = Plane * (J / Plane);
   const U vector = read<U>(chunk + 64 * (low + J % Plane));
   if constexpr (Plane == 8) return vector;
-  return code | (shifted<low - from>(vector) & bytes(((1u << Plane) - 1u) << low));
+  return Isa::merge(code, shifted<low - from>(vector), bytes(((1u << Plane) - 1u) << low));
 }
 
 // Quad J of a chunk. With Raw, codes of a single plane stay at the bit where they lie, which saves the shift: a sum of
