@@ -274,7 +274,7 @@ class Analysis:
         def given(value: Any) -> Any:
             if isinstance(value, fx.Node):
                 if value in self.record.shapes and self.record.items[value] > 0:
-                    return torch.from_numpy(np.array(self.full(value)))
+                    return torch.from_numpy(np.array(self.full(value), order="C"))
                 return self.record.values[value]
             return [given(v) for v in value] if isinstance(value, (list, tuple)) else value
 
