@@ -66,7 +66,7 @@ def capture(model: nn.Module, example_inputs: Inputs) -> fx.GraphModule:
         batch = next((int(v.shape[0]) for v in [*args, *kwargs.values()] if isinstance(v, Tensor) and v.dim()), 1)
         log.warning("the model fixes its batch size: it is traced at %d and must be run at that", batch)
     assert program is not None
-    graph = program.module(check_guards=False)
+    graph: fx.GraphModule = program.module(check_guards=False)
     functional(graph)
     tidy(graph)
     layerise(graph)

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +39,8 @@ def main() -> None:
 
 def _logging(verbose: bool) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    if not verbose:
+        warnings.simplefilter("ignore")
     for name in ("torch", "ray", "optuna", "onnxscript", "onnx_ir", "tensorboard"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -190,7 +190,7 @@ def one_example(inputs: Any) -> Any:
 def _call(reference: str, what: str) -> Any:
     maker = resolve(reference, what)
     try:
-        return maker() if callable(maker) and not hasattr(maker, "parameters") else maker
+        return maker() if isinstance(maker, type) or not hasattr(maker, "parameters") else maker
     except Exception as error:
         from tightrope.spaces.errors import TightropeError
 

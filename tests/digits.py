@@ -59,6 +59,12 @@ def build() -> nn.Module:
     return net.eval()
 
 
+def fresh() -> nn.Module:
+    """The net before training, where nothing depends on what it knows."""
+    torch.manual_seed(0)
+    return Net().eval()
+
+
 def task() -> Task:
     found = splits()
     return Task(build(), data()[0][:1], found["calibration"], found["search"], found["test"], found["train"])

@@ -31,6 +31,7 @@ MOVES = frozenset("MaxPool Reshape Transpose Flatten Squeeze Unsqueeze Slice Gat
 """Operators of one data input that only move values, so that 8-bit codes pass through them as they are."""
 RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 WEIGHT_ONLY = (2, 4, 8)
+PANEL = 16
 BLOCK = 32
 """Weights that share a scale in a `MatMulNBits` node; ours repeat the scale of the output channel."""
 _TYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int8": TensorProto.INT8,
@@ -298,7 +299,7 @@ class _Writer:
                 f"as layer {unit.layer!r} asks; give it 8 and 8 bits or 32 and 32, or export packed safetensors"
             )
         if unit.weight_bits < 32:
-            return self.weight_only(part, value, key, lead)
+            return self.weight_only(part, value, key, lead, part is self.payload.parts[unit.layer][-1])
         inputs = [self.tensor(key + ".weight", part.weight)]
         if part.bias is not None:
             inputs.append(self.tensor(key + ".bias", part.bias))
@@ -347,21 +348,37 @@ class _Writer:
         ]
         return self.node("DequantizeLinear", [self.tensor(name, codes), *steps], axis=0)
 
-    def weight_only(self, part: Part, value: _Value, key: str, lead: tuple[int, ...]) -> _Value:
-        """A linear layer of packed low-bit weights that are decoded while it multiplies in floating point."""
+    def weight_only(self, part: Part, value: _Value, key: str, lead: tuple[int, ...], last: bool) -> _Value:
+        """A linear layer of packed low-bit weights that are decoded while it multiplies in floating point.
+
+        For more than one row ONNX Runtime's kernel works on whole panels of output features and leaves what is beyond the last
+        one as it was in memory, denormal numbers too, which slows it down many times; so panels are filled up with zeros.
+        """
         unit, bits = part.unit, part.unit.weight_bits
         if part.codes is None or part.scales is None:
             raise ExportError(f"part {unit.part} of layer {unit.layer!r} with {bits}-bit weights needs codes and scales")
-        blocks = -(-unit.in_channels // BLOCK)
-        inputs = [
-            self.form(value), self.tensor(key + ".weight", pack_blocks(part.codes, bits, blocks)),
-            self.tensor(key + ".weight_scale", np.repeat(part.scales.reshape(-1, 1).astype(np.float32), blocks, 1)),
-        ]  # fmt: skip
+        width = self.form(value)
+        read = unit.in_channels if unit.part == 0 else (value.shape or (unit.in_channels,))[-1]
+        made = filled(unit.out_channels, lead)
+        blocks = -(-read // BLOCK)
+        codes, scales = np.zeros((made, read), np.int8), np.zeros((made, blocks), np.float32)
+        codes[: len(part.codes), : unit.in_channels] = part.codes
+        scales[: len(part.codes)] = part.scales.reshape(-1, 1)
+        inputs = [width, self.tensor(key + ".weight", pack_blocks(codes, bits, blocks)), self.tensor(key + ".weight_scale", scales)]
         if part.bias is not None:
-            inputs += ["", "", self.tensor(key + ".bias", part.bias)]
-        sizes: Any = {"K": unit.in_channels, "N": unit.out_channels, "bits": bits, "block_size": BLOCK}
-        shape = (*lead, unit.out_channels)
-        return _Value({(False, shape): self.node("MatMulNBits", inputs, domain="com.microsoft", **sizes)}, shape=shape)
+            inputs += ["", "", self.tensor(key + ".bias", np.pad(part.bias, (0, made - unit.out_channels)))]
+        sizes: Any = {"K": read, "N": made, "bits": bits, "block_size": BLOCK}
+        name = self.node("MatMulNBits", inputs, domain="com.microsoft", **sizes)
+        if last and made > unit.out_channels:
+            ends = (0, unit.out_channels, -1)
+            name = self.node("Slice", [name, *(self.tensor(f"slice_{e}", np.array([e], np.int64)) for e in ends)])
+            made = unit.out_channels
+        return _Value({(False, (*lead, made)): name}, shape=(*lead, made))
+
+
+def filled(features: int, lead: tuple[int, ...]) -> int:
+    """Output features of a weight-only layer as it is written: whole panels where there is more than one row."""
+    return -(-features // PANEL) * PANEL if int(np.prod(lead)) > 1 else features
 
 
 def rows(unit: Unit, lead: tuple[int, ...]) -> Shape:

@@ -12,7 +12,7 @@ from tightrope.spaces.policy import Policy
 
 ROOT = Path(__file__).parents[2]
 GOOD = """
-model: tests.digits:build
+model: tests.digits:fresh
 data: tests.digits:splits
 device: bitfusion
 budget: [latency<=0.7x]
