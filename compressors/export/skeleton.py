@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 OPSET = 20
 DOMAIN = "tightrope"
 MOST_PROBES = 6
+BATCHES = (2, 7, 5, 3, 11, 13)
+"""Of the probes. The second batch grows by more than any group shrinks, so that no product of the two stands still."""
 Path = tuple[Any, ...]
 Form = tuple[int, int, Extent]  # factor * batch ** power * extent
 Learnt = tuple[onnx.ModelProto, list[tuple[Path, Form]]]
@@ -91,7 +93,7 @@ class Skeleton:
     def _find(self, batch: int) -> Learnt | None:
         fixed = batch or self.traced.skeleton.meta["batch"]
         points = _probes(self.traced.network.widths)
-        batches = [fixed] * len(points) if fixed else [2 + k for k in range(len(points))]
+        batches = [fixed] * len(points) if fixed else [*BATCHES[: len(points)]]
         first = self._export(points[0], batches[0])
         models = [first, *(self._export(w, b) for w, b in zip(points[1:], batches[1:], strict=True))]
         slots = [dict(_sizes(m)) for m in models]
