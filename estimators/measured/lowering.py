@@ -32,7 +32,7 @@ ACTIVATIONS = {
 """Activations that it fuses into a floating-point convolution, with parameters that stand for any."""
 FLOATING, SHIELDED = "floating", "shielded"
 """Marks of layers in floating point, and of ones that read codes and write codes (see `shielded` in the exporter)."""
-BLOCK = 32
+PANEL, BLOCK = 16, 32
 STEP = (("f", (), None), ("u", (), None))
 """Scale and zero point of a u8 tensor, as constant inputs."""
 
@@ -217,7 +217,7 @@ class _Graph:
             if layer.kind != "linear":
                 value = self.convolution(unit, value, read, made)
             elif unit.weight_bits < 32 and unit.act_bits == 32:
-                value = self.weight_only(unit, value, read, (*out[:-1], made))
+                value = self.weight_only(unit, value, read, (*out[:-1], made), unit.part == len(units) - 1)
             else:
                 value = self.gemm(unit, value, read, (*out[:-1], made))
         self.values[call.made] = value
@@ -232,14 +232,20 @@ class _Graph:
         self.nodes.append(Node("Gemm", [x], [made], (("transB", 1),), constants, unit.layer, None, raw))
         return _Value({(False, made.shape): made}, shape)
 
-    def weight_only(self, unit: Unit, value: _Value, read: int, shape: tuple[int, ...]) -> _Value:
-        x, made, n = self.form(value, value.shape), Tensor(shape), shape[-1]
+    def weight_only(self, unit: Unit, value: _Value, read: int, shape: tuple[int, ...], last: bool) -> _Value:
+        lead, out = shape[:-1], shape[-1]
+        n = type(out)(-(-out // PANEL) * PANEL) if _product(lead) > 1 else out
+        x, made = self.form(value, value.shape), Tensor((*lead, n))
         blocks = type(read)(-(-read // BLOCK))
         bias = ("", "", ("f", (n,), None)) if unit.bias else ()
         constants = (None, ("u", (n, blocks, BLOCK * unit.weight_bits // 8), None), ("f", (n, blocks), None), *bias)
         attributes = (("K", read), ("N", n), ("bits", unit.weight_bits), ("block_size", BLOCK))
         self.nodes.append(Node("com.microsoft:MatMulNBits", [x], [made], attributes, constants, unit.layer))
-        return _Value({(False, shape): made}, shape)
+        if last and n != out:
+            limits = (("l", (1,), (0,)), ("l", (1,), (out,)), ("l", (1,), (-1,)))
+            whole, made = made, Tensor(shape)
+            self.nodes.append(Node("Slice", [whole], [made], (), (None, *limits), unit.layer))
+        return _Value({(False, made.shape): made}, made.shape)
 
     def convolution(self, unit: Unit, value: _Value, read: int, made: int) -> _Value:
         x, kernel, stride, padding, dilation = self.form(value, value.shape), unit.kernel, unit.stride, unit.padding, unit.dilation
