@@ -5,8 +5,10 @@
 nothing in evaluation is taken out. The result is an ordinary, trainable `fx.GraphModule`: the skeleton.
 """
 
+import contextlib
 import copy
 import hashlib
+import io
 import logging
 import operator
 import sysconfig
@@ -99,17 +101,15 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
     if dynamic and kwargs:
         shapes = ({k: free(v) for k, v in kwargs.items()}) if not args else shapes  # type: ignore[assignment]
     fast = torch.backends.mha.get_fastpath_enabled()
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
+    level = logging.root.manager.disable
     try:
-        logger.setLevel(logging.CRITICAL)
+        logging.disable(logging.CRITICAL)  # torch logs whole graphs on the way to an error
         torch.backends.mha.set_fastpath_enabled(False)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             return torch.export.export(model, args, kwargs or None, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         if dynamic:
-            log.debug("export with a free batch failed: %s", error)
             return None
         where = _line_of(error)
         raise TraceError(
@@ -117,7 +117,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
             "make its control flow independent of the values of tensors, or pass other example_inputs"
         ) from error
     finally:
-        logger.setLevel(level)
+        logging.disable(level)
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
@@ -164,6 +164,32 @@ def base(node: fx.Node) -> str:
         return ""
     packet = getattr(node.target, "_schema", None)
     return str(packet.name).split("::")[1] if packet is not None else str(getattr(node.target, "__name__", ""))
+
+
+WRAPPERS = frozenset({"wrap_with_set_grad_enabled", "wrap_with_autocast"})
+
+
+def inline(graph: fx.GraphModule) -> None:
+    """Put the operators of a region without gradients or with autocast, which is a graph of its own, in its place."""
+    while wrapped := [n for n in graph.graph.nodes if n.op == "call_function" and base(n) in WRAPPERS]:
+        for node in wrapped:
+            at, holder = next((i, a) for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
+            inner, given = tensor_of(graph, holder.target), iter(node.args[at + 1 :])
+            known: dict[fx.Node, Any] = {}
+            with graph.graph.inserting_before(node):
+                for each in inner.graph.nodes:
+                    if each.op == "placeholder":
+                        known[each] = next(given)
+                    elif each.op != "output":
+                        known[each] = graph.graph.node_copy(each, lambda n, known=known: known[n])
+                        if each.op == "get_attr":
+                            known[each].target = f"{holder.target}.{each.target}"
+            made = fx.map_arg(inner.graph.output_node().args[0], lambda n, known=known: known[n])
+            for user in list(node.users):
+                user.replace_all_uses_with(made[user.args[1]])
+                graph.graph.erase_node(user)
+            graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
 
 
 def functional(graph: fx.GraphModule) -> None:
