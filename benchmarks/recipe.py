@@ -17,7 +17,7 @@ import logging
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 import tightrope as tr
@@ -69,7 +70,10 @@ class Plan:
 
     @property
     def tag(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        """What names the folder of its cells."""
+        from benchmarks.hand_recipe import VERSION
+
+        return hashlib.sha256(json.dumps([VERSION, asdict(self)], sort_keys=True).encode()).hexdigest()[:8]
 
 
 QUICK = Plan(trials=30, tries=1, epochs=1, images=3_000, steps=8, calibration=64, rounds=40, dense=(2, 6_000))
@@ -340,8 +344,9 @@ def demo(run: Path) -> dict[str, Any]:
     images, targets = demo_task.arrays("test")
     ratio, low, high = measure({"dense": exported(dense, images[:1]), "best": model}, "dense", rounds=200)["best"]
     onnx_right = correct(model, images.numpy(), targets.numpy())
+    calibration = demo_task.splits()["calibration"]
     with torch.inference_mode():
-        torch_right = (_restored(run, dense, seed)(images).argmax(1) == targets).numpy()
+        torch_right = (restored(run, dense, images[:1], calibration, seed)(images).argmax(1) == targets).numpy()
     return {
         "demo_latency_ratio": ratio, "demo_latency_ratio_lo": low, "demo_latency_ratio_hi": high,
         "demo_onnx_gap": 100 * float(onnx_right.mean() - torch_right.mean()),
@@ -350,41 +355,30 @@ def demo(run: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _restored(run: Path, dense: nn.Module, seed: int) -> nn.Module:
+def restored(run: Path, dense: nn.Module, example: Tensor, calibration: Sequence[Any], seed: int) -> nn.Module:
     """The fine-tuned torch model of a run, from `best/model.safetensors`."""
     from tightrope.compressors.compress import compress
     from tightrope.compressors.export.packed import read_packed
     from tightrope.compressors.prepare import prepare
     from tightrope.compressors.quantize.fake import Part
-    from tightrope.search import demo_task
 
-    policy, tensors = read_packed(run / "best" / "model.safetensors")
-    data = demo_task.splits()
-    prepared = prepare(dense, data["search"][0][0][:1], data["calibration"], seed=seed)
-    small = compress(dense, policy, prepared)
-    with torch.no_grad():
+    file = run / "best" / "model.safetensors"
+    policy, tensors = read_packed(file)
+    small = compress(dense, policy, prepare(dense, example, calibration, seed=seed))
+    with torch.no_grad(), safe_open(file, "pt") as packed:
+        scaled = {key for key in packed.keys() if key.endswith(".scales")}  # noqa: SIM118
         for key, array in tensors.items():
-            layer, _, rest = key.rpartition(".")
-            name, _, part = layer.rpartition(".")
-            if rest not in ("weight", "bias") or not part.isdigit():
+            part, _, kind = key.rpartition(".")
+            layer, _, number = part.rpartition(".")
+            if kind not in ("weight", "bias") or not number.isdigit():
                 continue
-            found: Any = small.get_submodule(name)
-            piece: Any = found[int(part)] if isinstance(found, nn.Sequential) else found
+            found: Any = small.get_submodule(layer)
+            piece: Any = found[int(number)] if isinstance(found, nn.Sequential) else found
             inner: Any = piece.inner if isinstance(piece, Part) else piece
-            value = torch.from_numpy(array.copy())
-            getattr(inner, rest).copy_(value)
-            if rest == "weight" and isinstance(piece, Part) and piece.bits < 32:
-                piece.scales.copy_(_scales(run, layer))
+            getattr(inner, kind).copy_(torch.from_numpy(array.copy()))
+            if kind == "weight" and f"{part}.scales" in scaled:
+                piece.scales.copy_(packed.get_tensor(f"{part}.scales"))
     return small
-
-
-def _scales(run: Path, key: str) -> Tensor:
-    """The scales of a packed part."""
-    from safetensors import safe_open
-
-    with safe_open(run / "best" / "model.safetensors", "pt") as file:
-        found: Tensor = file.get_tensor(f"{key}.scales")
-    return found
 
 
 UNITS = {"ratio": "x", "gap": "points", "accuracy": "%"}
