@@ -69,6 +69,7 @@ def capture(model: nn.Module, example_inputs: Inputs) -> fx.GraphModule:
         log.warning("the model fixes its batch size: it is traced at %d and must be run at that", batch)
     assert program is not None
     graph: fx.GraphModule = program.module(check_guards=False)
+    inline(graph)
     functional(graph)
     tidy(graph)
     layerise(graph)
@@ -174,17 +175,17 @@ def inline(graph: fx.GraphModule) -> None:
     while wrapped := [n for n in graph.graph.nodes if n.op == "call_function" and base(n) in WRAPPERS]:
         for node in wrapped:
             at, holder = next((i, a) for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
-            inner, given = tensor_of(graph, holder.target), iter(node.args[at + 1 :])
+            inner, given = tensor_of(graph, str(holder.target)), iter(node.args[at + 1 :])
             known: dict[fx.Node, Any] = {}
             with graph.graph.inserting_before(node):
                 for each in inner.graph.nodes:
                     if each.op == "placeholder":
                         known[each] = next(given)
                     elif each.op != "output":
-                        known[each] = graph.graph.node_copy(each, lambda n, known=known: known[n])
+                        known[each] = graph.graph.node_copy(each, known.__getitem__)
                         if each.op == "get_attr":
                             known[each].target = f"{holder.target}.{each.target}"
-            made = fx.map_arg(inner.graph.output_node().args[0], lambda n, known=known: known[n])
+            made = fx.map_arg(inner.graph.output_node().args[0], known.__getitem__)
             for user in list(node.users):
                 user.replace_all_uses_with(made[user.args[1]])
                 graph.graph.erase_node(user)

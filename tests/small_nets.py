@@ -302,6 +302,23 @@ class Recurrent(nn.Module):
         return made
 
 
+class Quiet(nn.Module):
+    """A region without gradients and one without autocast, which the exporter makes graphs of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        with torch.no_grad():
+            y = self.b(x)
+            with torch.autocast("cpu", enabled=False):
+                z, w = y.relu(), y.sigmoid()
+        made: Tensor = self.head((x * z + w).mean((2, 3)))
+        return made
+
+
 def image(batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -341,6 +358,7 @@ GROUPS: dict[Callable[[], nn.Module], list[Wiring]] = {
     Tied: [(8, {"back": 1}, {"mid": 1}), (12, {"mid": 1}, {"back": 1})],
     Several: [(6, {"stem": 1}, {"mid": 1})],
     OneDimensional: [(8, {"a": 1, "b": 1}, {"b": 1, "c": 1}), (6, {"c": 1}, {"head": 1})],
+    Quiet: [(6, {"a": 1, "b": 1}, {"b": 1, "head": 1})],
     InPlace: [(8, {"a": 1, "b": 1}, {"b": 1, "c": 1}), (6, {"c": 1}, {"head": 1})],
 }
 """What is tied in each model, found by reading it."""
