@@ -1,13 +1,19 @@
 """The command line as a user meets it: what works, and one clear line for what cannot."""
 
+import contextlib
+import io
 import json
+import logging
 import subprocess
 import sys
 import time
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tightrope.search import cli
 from tightrope.spaces.policy import Policy
 
 ROOT = Path(__file__).parents[2]
@@ -24,12 +30,36 @@ finetune: {epochs: 0, candidates: 1}
 """
 
 
-def tightrope(*args: str | Path, at: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def alone(*args: str | Path) -> Done:
+    """The command in a process of its own."""
     command = [sys.executable, "-m", "tightrope.search.cli", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=at, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
-def refused(done: "subprocess.CompletedProcess[str]", *words: str) -> None:
+def tightrope(*args: str | Path) -> Done:
+    """The same in this process, which has torch already."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    before = sys.argv, list(warnings.filters), logging.root.handlers[:]
+    sys.argv = ["tightrope", *map(str, args)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.argv, warnings.filters[:], logging.root.handlers[:] = before
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def refused(done: Done, *words: str) -> None:
     """Exit code 2, one line on stderr with these words, no traceback."""
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.strip().splitlines() if line]
@@ -44,16 +74,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     config = folder / "net.yaml"
     config.write_text(GOOD)
-    done = tightrope("search", config, "--out", folder / "net")
+    done = alone("search", config, "--out", folder / "net")
     assert done.returncode == 0, done.stderr
     assert "best" in done.stdout and "tightrope export" in done.stdout
     return folder / "net"
 
 
 def test_help_answers_at_once() -> None:
-    tightrope("--help")  # compiled and cached
+    alone("--help")  # compiled and cached
     start = time.perf_counter()
-    done = tightrope("--help")
+    done = alone("--help")
     assert done.returncode == 0 and time.perf_counter() - start < 10  # under a second where the machine is its own
     for command in ("demo", "search", "resume", "front", "export", "estimate", "devices"):
         assert command in done.stdout
@@ -134,7 +164,7 @@ def test_energy_on_ort_cpu_is_refused(tmp_path: Path) -> None:
 def test_runs_in_use_torn_or_missing_are_refused(run: Path, tmp_path: Path) -> None:
     config = tmp_path / "net.yaml"
     config.write_text(GOOD)
-    refused(tightrope("search", config, "--out", run), "already holds a search")
+    refused(alone("search", config, "--out", run), "already holds a search")
     refused(tightrope("resume", tmp_path / "nothing"), "there is no configuration")
     broken = tmp_path / "broken"
     broken.mkdir()
