@@ -1,5 +1,6 @@
 """Trials on real Ray actors."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from problems import Jagged, Watched, make_space, mark, payload
-from test_study import DEVICE, SPACE, essence
+from problems import DEVICE, SPACE, Watched, essence, mark, payload
 
 from tightrope.search import distribute, journal
 from tightrope.search.distribute import Inline, RayPool, pool
@@ -58,7 +58,7 @@ def test_two_workers_make_the_same_trials_in_another_process_whoever_is_first(cl
     with subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True) as other:
         study = search(pool(Uneven, workers=2))
         out, _ = other.communicate()
-    assert __import__("json").loads(out) == [[t.number, mark(t.policy), t.score.value] for t in study.trials if t.score]
+    assert json.loads(out) == [[t.number, mark(t.policy), t.score.value] for t in study.trials if t.score]
 
 
 class Uneven(Watched):
@@ -146,9 +146,3 @@ def test_a_cluster_that_is_not_there_is_said() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "RAY_GCS_RPC_TIMEOUT_S": "1"}
     )
     assert "Ray cannot be reached at '127.0.0.1:1'" in done.stderr
-
-
-def test_the_device_of_these_tests_is_not_monotone() -> None:
-    space, device = make_space(Jagged()), Jagged()
-    even = [device.estimate(space.network, space.uniform(0.5, pair)).latency_ms for pair in ((4, 8), (8, 8))]
-    assert even[0] < even[1] and device.estimate(space.network, space.uniform(0.5)).latency_ms > even[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from problems import AGENTS, Additive, Jagged, Watched, make_problem, make_space, mark, payload
+from problems import AGENTS, DEVICE, FAST, SPACE, Additive, Watched, essence, make_problem, mark, payload
 
 from tightrope.search import journal
 from tightrope.search.distribute import Inline
@@ -19,10 +19,6 @@ from tightrope.search.trial import Trial
 from tightrope.spaces import Budget, Score
 from tightrope.spaces.errors import BudgetError, DataError, RunError
 
-DEVICE = Jagged()
-SPACE = make_space(DEVICE)
-FAST = {"ddpg": {"hidden": 16, "updates": 0.2}, "tpe": {"startup": 8, "candidates": 4}}
-
 
 def begin(
     executor: Inline, folder: Path | None = None, *, agent: str = "random", budget: str = "latency<=0.2x", trials: int = 20
@@ -32,19 +28,13 @@ def begin(
     )
 
 
-def essence(trials: object) -> list[tuple[object, ...]]:
-    """Trials without when and how long."""
-    assert isinstance(trials, list | tuple)
-    return [(t.number, t.policy, t.cost, t.score, t.feasible, t.failed) for t in trials]
-
-
 @pytest.mark.parametrize("agent", AGENTS)
 def test_resumed_is_as_if_it_had_never_stopped(agent: str, tmp_path: Path) -> None:
     executor = Inline(Watched)
-    with begin(executor, tmp_path / "whole", agent=agent, trials=24) as whole:
+    with begin(executor, tmp_path / "whole", agent=agent, trials=20) as whole:
         whole.run(executor)
-    with begin(executor, tmp_path / "parts", agent=agent, trials=24) as parts:
-        parts.run(executor, 15)
+    with begin(executor, tmp_path / "parts", agent=agent, trials=20) as parts:
+        parts.run(executor, 13)
     with Study.resume(tmp_path / "parts", SPACE, DEVICE) as parts:
         parts.run(executor)
     assert essence(parts.trials) == essence(whole.trials)
@@ -150,7 +140,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from problems import *
-from test_study import SPACE, DEVICE, begin
+from test_study import begin
 from tightrope.search.distribute import Inline
 from tightrope.search.study import Study
 folder, trials = Path(sys.argv[1]), int(sys.argv[2])
@@ -163,7 +153,7 @@ study.close()
 
 
 def test_killed_at_ten_moments_it_keeps_what_was_told_and_scores_nothing_twice(tmp_path: Path) -> None:
-    trials, rng = 90, np.random.default_rng(7)
+    trials, rng = 80, np.random.default_rng(7)
     with begin(Inline(Watched), agent="nsga2", trials=trials) as whole:
         whole.run(Inline(Watched))
     log, kills = tmp_path / "log", 0
