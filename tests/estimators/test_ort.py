@@ -1,0 +1,134 @@
+"""The measured device keeps the contract, predicts what a clock says, and refuses what it was not prepared for."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from contract import DeviceContract
+from handmade import Handmade, resnet8
+from payloads import random_payload
+
+from tightrope.compressors.export.onnx import write
+from tightrope.estimators.measured import fitted
+from tightrope.estimators.measured.ort import OrtCpu, fingerprint
+from tightrope.spaces import Network, Policy, Space
+from tightrope.spaces.errors import DeviceError
+
+NET = Handmade(resnet8)
+QUICK = {"MET": 300, "ANCHORS": 12, "NODE_ROUNDS": 8, "NET_ROUNDS": 16}
+
+
+class Source:
+    def skeleton(self, widths: Mapping[str, int], batch: int) -> onnx.ModelProto:
+        return NET.at(widths, batch)
+
+    def model(self, policy: Policy, batch: int) -> onnx.ModelProto:
+        return write(NET.at(policy.all_widths(NET.network), batch), NET.network, random_payload(NET.network, policy))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Tables of this module, built with less effort than a user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUICK.items():
+            patch.setattr(fitted, name, value)
+        yield tmp_path_factory.mktemp("tables")
+
+
+def prepared(cache: Path, batch: int = 1) -> OrtCpu:
+    device = OrtCpu(batch=batch)
+    device.prepare(NET.network, Space.build(NET.network, device.pairs), Source(), cache=cache)
+    return device
+
+
+@pytest.mark.slow
+class TestOrtCpu(DeviceContract):
+    networks = ("resnet8",)
+
+    @pytest.fixture(autouse=True)
+    def _cache(self, cache: Path) -> None:
+        self.cache = cache
+
+    def make(self, batch: int = 1) -> OrtCpu:
+        return prepared(self.cache, batch)
+
+    def test_an_unknown_operator_is_an_error(self, device: OrtCpu, network: Network, policies: list[Policy]) -> None:  # type: ignore[override]
+        """A measured device knows the operators that its runtime runs, and no network that it was not prepared for."""
+        other = Network(network.layers, network.groups, network.ops[:-1], network.parameters)
+        with pytest.raises(DeviceError, match="call prepare"):
+            device.estimate_many(other, [Policy(other.fingerprint)])
+
+    def test_predictions_agree_with_the_clock(self, device: OrtCpu, network: Network) -> None:
+        """Half of the issue's own bounds would do here; a busy machine and the lesser effort are allowed for."""
+        space, rng = Space.build(network, device.pairs), np.random.default_rng(3)
+        policies = [space.sample(rng) for _ in range(16)]
+        found = np.array([c.latency_ms for c in device.estimate_many(network, policies)])
+        measured, _ = device.timed(network, policies)
+        errors = np.abs(found / measured - 1)
+        assert errors.mean() < 0.08
+        assert (errors < 0.1).mean() >= 0.8
+        assert np.corrcoef(found, measured)[0, 1] > 0.95
+
+    def test_the_table_is_reused(self, network: Network) -> None:
+        self.make()
+        (table,) = [p for p in self.cache.glob("ort-cpu/*.jsonl") if '"batch":1' in p.read_text(encoding="utf-8").splitlines()[0]]
+        before = table.read_bytes()
+        calls: list[tuple[int, int]] = []
+        device = OrtCpu()
+        space = Space.build(network, device.pairs)
+        device.prepare(network, space, Source(), cache=self.cache, progress=lambda a, b: calls.append((a, b)))
+        assert not calls
+        assert table.read_bytes() == before
+
+    def test_a_killed_preparation_goes_on(self, network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in {"MET": 10, "ANCHORS": 8, "NODE_ROUNDS": 2, "NET_ROUNDS": 2}.items():
+            monkeypatch.setattr(fitted, name, value)
+        device = OrtCpu()
+        space = Space.build(network, device.pairs, least_width=0.9, rank_shares=())
+
+        def kill(done: int, total: int) -> None:
+            if done < total:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            device.prepare(network, space, Source(), cache=tmp_path, progress=kill)
+        (table,) = tmp_path.glob("ort-cpu/*.jsonl")
+        kept = table.read_bytes()
+        table.write_bytes(kept + b'{"node":"0123')  # torn in the middle of a line
+        device.prepare(network, space, Source(), cache=tmp_path)
+        assert table.read_bytes().startswith(kept)
+        assert device.estimate(network, space.dense).latency_ms > 0
+        lines = [line for line in table.read_text(encoding="utf-8").splitlines() if line.startswith('{"node"')]
+        assert len({line.split(',"ms"')[0] for line in lines}) == len(lines)  # nothing was timed twice
+
+    def test_a_policy_outside_of_the_space_is_refused(self, device: OrtCpu, network: Network) -> None:
+        narrow = Policy.make(network, dict.fromkeys(network.widths, 1))
+        with pytest.raises(DeviceError, match="prepare the device with the space"):
+            device.estimate(network, narrow)
+
+
+def test_what_is_not_offered_is_said() -> None:
+    device = OrtCpu()
+    conv, linear = NET.network.layers[0], NET.network.layers[-1]
+    assert set(device.pairs(conv)) == {(32, 32), (8, 8)}
+    assert set(device.pairs(linear)) == {(32, 32), (8, 8), (4, 32)}
+    assert all("dropped" in note for note in device.notes)
+
+
+def test_an_unprepared_device_says_what_to_do() -> None:
+    with pytest.raises(DeviceError, match="call prepare"):
+        OrtCpu().estimate(NET.network, Policy.make(NET.network))
+    with pytest.raises(DeviceError, match="at least 1"):
+        OrtCpu(batch=0)
+
+
+def test_the_fingerprint_tells_machines_batches_networks_and_spaces_apart() -> None:
+    device = OrtCpu()
+    space = Space.build(NET.network, device.pairs)
+    one = fingerprint(NET.network, space, 1)
+    assert one == fingerprint(NET.network, Space.build(NET.network, device.pairs), 1)
+    assert one != fingerprint(NET.network, space, 2)
+    assert one != fingerprint(NET.network, Space.build(NET.network, device.pairs, ranks=False), 1)
+    assert {"processor", "onnxruntime", "threads"} <= set(one)

@@ -1,0 +1,115 @@
+"""Policies lower to the nodes that ONNX Runtime really runs."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from handmade import Handmade, mobilenet, resnet8, vit
+from payloads import random_payload
+
+from tightrope.compressors.export.onnx import write
+from tightrope.estimators.measured.actual import actual, predicted
+from tightrope.estimators.measured.clock import Runner, low_quartile, measure, noise_floor, time_rounds
+from tightrope.estimators.measured.lowering import Lowering
+from tightrope.estimators.measured.nodes import key, model
+from tightrope.estimators.measured.ort import OrtCpu
+from tightrope.estimators.measured.plan import Call, make
+from tightrope.spaces import Policy, Space
+from tightrope.spaces.errors import DeviceError
+
+NETS = {net.__name__: Handmade(net) for net in (resnet8, mobilenet, vit)}
+FORMS = {"resnet8": "spatial", "mobilenet": "tucker", "vit": "spatial"}
+LOWERINGS = {name: Lowering(net.network, make(net.network, net.at, 1)) for name, net in NETS.items()}
+
+
+def built(name: str, policy: Policy, batch: int = 1) -> onnx.ModelProto:
+    net = NETS[name]
+    return write(net.at(policy.all_widths(net.network), batch), net.network, random_payload(net.network, policy))
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("name", NETS)
+def test_predicted_nodes_equal_the_optimised_graph(name: str, batch: int, record_property: Callable[[str, object], None]) -> None:
+    net = NETS[name]
+    lowering = LOWERINGS[name] if batch == 1 else Lowering(net.network, make(net.network, net.at, batch))
+    space, rng = Space.build(net.network, OrtCpu().pairs, form=FORMS[name]), np.random.default_rng(batch)
+    policies = [space.dense, space.uniform(0.5, (8, 8)), *(space.sample(rng) for _ in range(10))]
+    same = [predicted(lowering.nodes(p)) == actual(built(name, p, batch)) for p in policies]
+    record_property("share", sum(same) / len(same))
+    assert sum(same) >= 0.95 * len(same), f"{sum(same)} of {len(same)} policies of {name} are predicted exactly"
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_node_is_a_model_that_runs_and_makes_the_shapes_it_says(name: str) -> None:
+    space, rng = Space.build(NETS[name].network, OrtCpu().pairs), np.random.default_rng(0)
+    keys = {key(node) for _ in range(4) for node in LOWERINGS[name].nodes(space.sample(rng))}
+    for family, sizes in keys:
+        one = model(family, sizes)
+        session = onnxruntime.InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"])
+        feeds = {
+            i.name: np.ones(i.shape, np.uint8 if "uint8" in i.type else np.float32) for i in session.get_inputs()
+        }  # fmt: skip
+        made = session.run(None, feeds)
+        wanted = [tuple(d.dim_value for d in o.type.tensor_type.shape.dim) for o in one.graph.output]
+        if not family.startswith("com.microsoft.nchwc"):  # onnx has no sizes for blocked tensors of fewer channels than a block
+            assert [m.shape for m in made] == wanted, family
+
+
+def test_lowering_takes_about_a_millisecond() -> None:
+    import time
+
+    space, rng = Space.build(NETS["resnet8"].network, OrtCpu().pairs), np.random.default_rng(0)
+    policies = [space.sample(rng) for _ in range(20)]
+    start = time.thread_time()
+    for policy in policies:
+        LOWERINGS["resnet8"].nodes(policy)
+    assert (time.thread_time() - start) / len(policies) < 0.004
+
+
+def test_the_plan_keeps_sizes_as_forms_over_widths() -> None:
+    plan = LOWERINGS["vit"].plan
+    net = NETS["vit"].network
+    sizes = plan.sizes({**net.widths, "heads0": 3, "dim": 24})
+    assert [int(sizes[s]) for s in plan.shapes["q0r"]] == [1, 49, 3, 16]
+    assert [int(sizes[s]) for s in plan.shapes["embed"]] == [1, 49, 24]
+    assert sum(isinstance(s, Call) for s in plan.steps) == len(net.layers)
+
+
+def test_what_is_not_a_family_is_refused() -> None:
+    with pytest.raises(DeviceError, match="not the family"):
+        model("Relu", ())
+    with pytest.raises(DeviceError, match="has 1 sizes, got 2"):
+        model("Relu{}(f:*)->f:8", (8, 8))
+
+
+# --- the clock --------------------------------------------------------------------------------------------------------
+
+
+def test_ratios_of_equal_models_are_one_and_larger_ones_cost_more() -> None:
+    family = "Gemm{transB=1}(f:64,*;=f:256,*)->f:64,256"
+    small, large = model(family, (64, 64)), model(family, (512, 512))
+    found = measure({"a": small, "b": small, "c": large}, "a", rounds=40)
+    assert found["a"] == (1.0, 1.0, 1.0)
+    assert abs(found["b"][0] - 1) < 0.15
+    ratio, low, high = found["c"]
+    assert low <= ratio <= high
+    assert ratio > 3
+    with pytest.raises(DeviceError, match="must be one of the models"):
+        measure({"a": small}, "b")
+
+
+def test_the_noise_floor_compares_even_and_odd_rounds() -> None:
+    samples = np.array([[1.0, 2.0], [1.1, 2.2]] * 4)
+    assert noise_floor(samples) == pytest.approx(1 - 1 / 1.1)
+    assert low_quartile(np.array([[4.0], [1.0], [2.0], [3.0], [5.0]])).tolist() == [2.0]
+
+
+def test_each_round_times_each_model_once() -> None:
+    runner = Runner(model("Relu{}(f:1,*)->f:1,*", (8, 8)), optimise=False)
+    samples = time_rounds([runner, runner, runner], 5, np.random.default_rng(0))
+    assert samples.shape == (5, 3)
+    assert (samples > 0).all()
+    with pytest.raises(DeviceError, match="cannot load"):
+        Runner(b"not a model", optimise=False)

@@ -1,0 +1,182 @@
+"""The latency table: which nodes are timed, how others are read from them, and a file that survives what happens to files."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tightrope.estimators.measured.fitted import nearest_sum
+from tightrope.estimators.measured.grid import Axis, Untimed, design, evaluate, fit_sum, interpolate, output_column, rounded
+from tightrope.estimators.measured.table import Table, designs
+from tightrope.spaces.errors import DeviceError
+
+CONV = "com.microsoft:QLinearConv{group=1}(u:1,9,9,*;=f:;=u:;=s:*,*,3,3;=f:*)->u:1,9,9,*"
+RELU = "Relu{}(f:1,*,9,9)->f:1,*,9,9"
+MARK = {"processor": "test", "threads": 1}
+
+
+def conv(inputs: int, outputs: int) -> tuple[int, ...]:
+    return (inputs, outputs, inputs, outputs, outputs)
+
+
+def filled(path: Path | None) -> Table:
+    """A table of a Relu whose time is its width in microseconds."""
+    table = Table(path, MARK)
+    wanted = designs({RELU: {(w, w) for w in (8, 16, 32, 64)}})
+    table.declare(wanted)
+    keys = table.missing(wanted)
+    samples = np.array([[sizes[0] / 1000 + 0.001 for _, sizes in keys]] * 4)
+    table.add(keys, samples, 0.5, 0.001)
+    return table
+
+
+# --- the grid ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_column_of_output_channels_is_found_in_the_text() -> None:
+    assert output_column(CONV) == 1
+    assert output_column(RELU) is None
+    assert output_column("Gemm{transB=1}(f:49,*;=f:10,*)->f:49,10") is None
+    assert output_column("com.microsoft:MatMulNBits{K=*;N=*}(f:49,*;=u:*,*,16;=f:*,*)->f:49,*") == 3
+
+
+def test_output_channels_count_in_steps_of_sixteen() -> None:
+    assert [rounded(n) for n in (1, 8, 15, 16, 17, 32, 33)] == [1, 8, 15, 16, 32, 32, 48]
+
+
+def test_a_design_has_the_free_sizes_as_axes_and_keeps_the_ends() -> None:
+    met = {conv(i, o) for i in range(8, 129, 8) for o in range(8, 129, 8)}
+    found = design(CONV, met)
+    assert [(a.column, a.steps) for a in found.axes] == [(0, False), (1, True)]
+    inputs, outputs = (a.values for a in found.axes)
+    assert inputs[0] == 8
+    assert inputs[-1] == 128
+    assert outputs == (8, 16, 32, 48, 64, 80, 96, 112, 128)
+    assert len(found.keys) == len(inputs) * len(outputs) < len(met)
+    assert all(k[0] == k[2] and k[1] == k[3] == k[4] for k in found.keys)
+
+
+def test_sizes_that_follow_each_other_are_one_axis() -> None:
+    reorder = "com.microsoft.nchwc:ReorderInput{}(f:1,*,9,9)->f:1,*,9,9"
+    found = design(reorder, {(c, -(-c // 16) * 16) for c in range(4, 65, 4)})
+    assert [a.column for a in found.axes] == [0]
+    assert all(padded == -(-c // 16) * 16 for c, padded in found.keys)
+
+
+def test_a_product_grid_reads_bilinear_times_exactly() -> None:
+    axes = (Axis(0, False, (16, 64, 128)), Axis(1, True, (16, 32, 128)))
+
+    def time(a: int, b: int) -> float:
+        return 1 + 2 * a + 3 * b + 0.5 * a * b
+
+    known = {(a, b): time(a, b) for a in axes[0].values for b in axes[1].values}
+    assert interpolate(axes, known, (80, 96)) == pytest.approx(time(80, 96))
+    assert interpolate(axes, known, (80, 90)) == pytest.approx(time(80, 96))  # counts as the next step
+    assert interpolate(axes, known, (16, 128)) == time(16, 128)
+    for outside in ((8, 32), (144, 32), (64, 144)):
+        with pytest.raises(Untimed, match="must lie in"):
+            interpolate(axes, known, outside)
+
+
+def test_sizes_are_read_among_their_like() -> None:
+    axis = (Axis(0, False, (16, 24, 32, 40, 48)),)
+    known = {(16,): 1.0, (32,): 2.0, (48,): 3.0, (24,): 10.0, (40,): 20.0}
+    assert interpolate(axis, known, (32,)) == 2.0
+    assert interpolate((Axis(0, False, (16, 24, 40, 48)),), {k: v for k, v in known.items() if k != (32,)}, (32,)) == 2.0
+
+
+def test_many_axes_are_fitted_by_a_sum() -> None:
+    concat = "Concat{axis=1}(f:1,*,9,9;f:1,*,9,9)->f:1,*,9,9"
+    met = {(a, b, a + b) for a in (8, 16, 40, 64) for b in (8, 24, 32, 64)}
+    found = design(concat, met)
+    assert len(found.axes) == 3
+    assert set(found.keys) <= met
+    weights = fit_sum({k: 0.5 + 0.1 * k[2] for k in found.keys})
+    assert evaluate(weights, (32, 48, 80)) == pytest.approx(8.5, rel=0.02)
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_reads_back_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "table.jsonl"
+    table = filled(path)
+    assert table.time((RELU, (32, 32))) == pytest.approx(0.032)
+    assert table.time((RELU, (48, 48))) == pytest.approx(0.048)
+    again = Table(path, MARK)
+    assert not again.missing(designs({RELU: {(w, w) for w in (8, 16, 32, 64)}}))
+    for width in (8, 48, 64):
+        assert again.time((RELU, (width, width))) == table.time((RELU, (width, width)))
+    with pytest.raises(Untimed):
+        again.time((RELU, (128, 128)))
+    with pytest.raises(Untimed):
+        again.time((CONV, conv(8, 8)))
+
+
+def test_times_of_another_hour_are_scaled_by_the_reference() -> None:
+    table = filled(None)
+    table.add([(RELU, (64, 64))], np.full((4, 1), 0.129), 1.0, 0.001)  # the machine was half as fast
+    assert table.time((RELU, (64, 64))) == pytest.approx(0.064)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"node":"x","sizes":[8', "", "[]", '{"node":"0","sizes":[8,8],"ms":[1],"reference_ms":1,"empty_ms":0}', "\x00\xff",
+     '{"node":ID,"sizes":[8,8],"ms":[NaN],"reference_ms":1,"empty_ms":0}',
+     '{"node":ID,"sizes":[8,8],"ms":[-1.0],"reference_ms":1,"empty_ms":0}',
+     '{"node":ID,"sizes":[8,8],"ms":[],"reference_ms":1,"empty_ms":0}',
+     '{"node":ID,"sizes":[8,8],"ms":["fast"],"reference_ms":1,"empty_ms":0}',
+     '{"node":ID,"sizes":[8,8],"ms":[1.0],"reference_ms":0,"empty_ms":0}', '{"family":"Relu{}(f:*)->f:*","axes":[3]}'],
+)  # fmt: skip
+def test_a_bad_line_is_left_out_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture, line: str) -> None:
+    path = tmp_path / "table.jsonl"
+    filled(path)
+    node = next(json.loads(x) for x in path.read_text().splitlines() if x.startswith('{"node"'))
+    with path.open("a") as file:
+        file.write(line.replace("ID", json.dumps(node["node"])))
+    with caplog.at_level(logging.WARNING):
+        table = Table(path, MARK)
+    assert table.time((RELU, (8, 8))) == pytest.approx(0.008)
+    assert len(caplog.records) == (1 if line else 0)
+    assert all("line" in record.getMessage() for record in caplog.records)
+    table.add([(RELU, (16, 16))], np.full((4, 1), 0.018), 0.5, 0.001)  # begins a line of its own
+    assert Table(path, MARK).time((RELU, (16, 16))) == pytest.approx(0.017)
+
+
+def test_a_table_for_something_else_never_matches(tmp_path: Path) -> None:
+    path = tmp_path / "table.jsonl"
+    filled(path)
+    kept = path.read_bytes()
+    with pytest.raises(DeviceError, match="another processor"):
+        Table(path, {**MARK, "processor": "other"})
+    assert path.read_bytes() == kept
+
+
+@pytest.mark.parametrize("head", ["", "hello", '{"tightrope": "node table", "version": 99, "fingerprint": {}}', '{"version": 1}'])
+def test_what_is_no_table_is_an_error(tmp_path: Path, head: str) -> None:
+    path = tmp_path / "table.jsonl"
+    path.write_text(head + "\n")
+    with pytest.raises(DeviceError, match="move the file away"):
+        Table(path, MARK)
+    assert path.read_text() == head + "\n"
+
+
+def test_whole_nets_and_completion_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "table.jsonl"
+    table = filled(path)
+    table.add_nets(['{"policy":1}'], np.full((4, 1), 1.001), 0.5, 0.001)
+    table.finish()
+    again = Table(path, MARK)
+    assert again.complete
+    assert again.nets == {'{"policy":1}': pytest.approx(1.0)}
+
+
+def test_single_nets_do_not_pull_the_fit() -> None:
+    rng = np.random.default_rng(0)
+    nodes, count = rng.uniform(0.1, 1, 20), rng.integers(20, 60, 20)
+    times = 1.1 * nodes + 0.001 * count
+    times[3] *= 1.6
+    weights = nearest_sum(np.stack([nodes, count], 1) / times[:, None])
+    assert weights == pytest.approx([1.1, 0.001], rel=0.03)
