@@ -106,7 +106,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
     try:
         logging.disable(logging.CRITICAL)  # torch logs whole graphs on the way to an error
         torch.backends.mha.set_fastpath_enabled(False)
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), torch.enable_grad():  # names in the graph would tell whether gradients were on
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), torch.enable_grad():
             warnings.simplefilter("ignore")
             return torch.export.export(model, args, kwargs or None, dynamic_shapes=shapes, strict=False)
     except Exception as error:
