@@ -104,7 +104,7 @@ def search(
     )
     if not chosen.model or not chosen.data:
         raise ConfigError(f"{config}: model and data must be given, as module:function")
-    _show(run(load(chosen.model, chosen.data, chosen.metric), chosen, default()), Path(chosen.out))
+    _show(run(load(chosen.model, chosen.data, chosen.metric), chosen, default(lines=True)), Path(chosen.out))
 
 
 @app.command()
@@ -115,6 +115,7 @@ def resume(
 ) -> None:
     """Go on with a search that was stopped or killed; nothing that was told is lost."""
     _logging(verbose)
+    from tightrope.search.progress import default
     from tightrope.search.session import resume as go_on
 
     task = None
@@ -122,7 +123,7 @@ def resume(
         from tightrope.search.demo import task as demo_task
 
         task = demo_task(json.loads((run / "demo.json").read_text())["seed"])
-    _show(go_on(run, task, trials=trials), run)
+    _show(go_on(run, task, default(lines=True), trials), run)
 
 
 @app.command()

@@ -41,7 +41,7 @@ def task(seed: int = 0, progress: Quiet | None = None) -> Task:
 
 def demo(out: Path, *, trials: int = 120, workers: int = 2, seed: int = 0) -> Iterator[tuple[Study, Path]]:
     """Run both searches; yields each with its folder: `demo` and `demo-bitfusion`, with the time where that is taken."""
-    progress = default()
+    progress = default(lines=True)
     built = task(seed, progress)
     progress.close()
     plans = [
@@ -55,4 +55,4 @@ def demo(out: Path, *, trials: int = 120, workers: int = 2, seed: int = 0) -> It
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "demo.json", json.dumps({"seed": seed}) + "\n")
         config = configs.make({**settings, "workers": workers, "seed": seed, "out": str(folder), "agent": "tpe"})
-        yield run(built, config, default()), folder
+        yield run(built, config, default(lines=True)), folder

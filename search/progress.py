@@ -60,6 +60,29 @@ class Quiet:
         self._end()
 
 
+class Lines(Quiet):
+    """Plain lines on stdout, for where no one looks on: each phase, and now and then how far it has come."""
+
+    EVERY_SECONDS = 15.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._began = self._last = time.monotonic()
+
+    def _say(self, text: str) -> None:
+        self._last = time.monotonic()
+        sys.stdout.write(f"[{self._last - self._began:6.1f} s] {text}\n")
+        sys.stdout.flush()
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        super().phase(name, total)
+        self._say(name)
+
+    def step(self, done: int, total: int, note: str = "") -> None:
+        if time.monotonic() - self._last > self.EVERY_SECONDS:
+            self._say(f"  {done}/{total} {note}".rstrip())
+
+
 class Bar(Quiet):
     """A rich progress bar on stderr: phase, trials, best under budget, time left."""
 
@@ -105,6 +128,6 @@ def note_of(study: "Study") -> str:
     return f"best {best.score.value:.2f} at {study.price(best):.3f}x"
 
 
-def default() -> Quiet:
-    """A bar where someone looks on, else the log."""
-    return Bar() if sys.stderr.isatty() else Quiet()
+def default(*, lines: bool = False) -> Quiet:
+    """A bar where someone looks on; else plain lines, or only the log."""
+    return Bar() if sys.stderr.isatty() else Lines() if lines else Quiet()
