@@ -23,7 +23,7 @@ class Tuning:
     """How fine-tuning runs. `distil` is the weight of the dense model's word against the labels'; `temperature` softens it."""
 
     epochs: int = 3
-    lr: float = 1e-3
+    lr: float = 3e-4
     weight_decay: float = 1e-4
     distil: float = 0.7
     temperature: float = 2.0
@@ -66,12 +66,12 @@ def finetune(
     optimiser = torch.optim.AdamW(parameters, lr=tuning.lr, weight_decay=tuning.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / max(1, steps))))
     dense.eval()
-    for step, (inputs, target) in enumerate(_stream(batches, tuning.epochs, generator), 1):
+    answers = None if augment is not None else _answers(dense, batches)
+    for step, (inputs, target, known) in enumerate(_stream(batches, answers, tuning.epochs, generator), 1):
         if augment is not None and isinstance(inputs, Tensor):
             inputs = augment(inputs, generator)
         args, kwargs = arguments(inputs)
-        with torch.no_grad():
-            teacher = first_tensor(dense(*args, **kwargs))
+        teacher = _answer(dense, inputs) if known is None else known
         loss = _loss(first_tensor(small(*args, **kwargs)), teacher, target, tuning)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -86,21 +86,35 @@ def finetune(
     return small
 
 
-def _stream(batches: Sequence[Any], epochs: int, generator: torch.Generator) -> Iterator[tuple[Any, Any]]:
-    """Batches in a new order each epoch; examples are dealt anew where inputs and targets are tensors."""
+def _answer(dense: nn.Module, inputs: Any) -> Tensor:
+    args, kwargs = arguments(inputs)
+    with torch.no_grad():
+        return first_tensor(dense(*args, **kwargs))
+
+
+def _answers(dense: nn.Module, batches: Sequence[Any]) -> list[Tensor] | None:
+    """What the dense model says to each batch, asked once, where a row answers each example."""
+    found = [_answer(dense, batch_of(item)[0]) for item in batches]
+    fits = all(isinstance(x, Tensor) and len(x) == len(y) for (x, _), y in zip(map(batch_of, batches), found, strict=True))
+    return found if fits else None
+
+
+def _stream(
+    batches: Sequence[Any], answers: list[Tensor] | None, epochs: int, generator: torch.Generator
+) -> Iterator[tuple[Any, Any, Tensor | None]]:
+    """Inputs, targets and answers in a new order each epoch; examples are dealt anew where both are tensors."""
     pairs = [batch_of(item) for item in batches]
     whole = all(isinstance(x, Tensor) and isinstance(y, Tensor) for x, y in pairs)
     if whole:
         inputs, targets = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
-        size = max(len(x) for x, _ in pairs)
+        known = None if answers is None else torch.cat(answers)
     for _ in range(epochs):
         if whole:
-            deal = torch.randperm(len(inputs), generator=generator)
-            for chosen in torch.split(deal, -(-len(inputs) // len(pairs)) if size else 1):
-                yield inputs[chosen], targets[chosen]
+            for chosen in torch.split(torch.randperm(len(inputs), generator=generator), -(-len(inputs) // len(pairs))):
+                yield inputs[chosen], targets[chosen], None if known is None else known[chosen]
         else:
             for index in torch.randperm(len(pairs), generator=generator).tolist():
-                yield pairs[index]
+                yield *pairs[index], None if answers is None else answers[index]
 
 
 def _loss(out: Tensor, teacher: Tensor, target: Any, tuning: Tuning) -> Tensor:

@@ -43,7 +43,7 @@ class TuneConfig(_Strict):
 
     epochs: int = Field(default=3, ge=0)
     candidates: int = Field(default=3, ge=1)
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=3e-4, gt=0)
     distil: float = Field(default=0.7, ge=0, le=1)
 
 

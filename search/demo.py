@@ -4,17 +4,12 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
-
 from tightrope.search import config as configs
 from tightrope.search.progress import Quiet, default
 from tightrope.search.session import run
 from tightrope.search.study import Study
 from tightrope.search.task import Task
 from tightrope.spaces.policy import write_atomically
-
-if TYPE_CHECKING:
-    import torch
 
 BITFUSION_TRIALS = 40
 
@@ -27,16 +22,11 @@ def task(seed: int = 0, progress: Quiet | None = None) -> Task:
         if progress is not None:
             progress.step(step, steps, f"loss {loss:.3f}")
 
-    def augment(images: "torch.Tensor", generator: "torch.Generator") -> "torch.Tensor":
-        return demo_task.warp(images, demo_task.Schedule(), generator)
-
     splits = demo_task.splits()
     if progress is not None:
         progress.phase("train the demo's net")
     model = demo_task.build(seed, tell)
-    return Task(
-        model, splits["search"][0][0][:1], splits["calibration"], splits["search"], splits["test"], splits["train"], augment=augment
-    )
+    return Task(model, splits["search"][0][0][:1], splits["calibration"], splits["search"], splits["test"], splits["train"])
 
 
 def demo(out: Path, *, trials: int = 120, workers: int = 2, seed: int = 0) -> Iterator[tuple[Study, Path]]:
@@ -45,8 +35,16 @@ def demo(out: Path, *, trials: int = 120, workers: int = 2, seed: int = 0) -> It
     built = task(seed, progress)
     progress.close()
     plans = [
-        ("demo", {"device": "ort-cpu", "budget": ["latency<=0.25x"], "trials": trials}),
-        ("demo-bitfusion", {"device": "bitfusion", "budget": ["latency<=0.6x"], "trials": min(trials, BITFUSION_TRIALS)}),
+        ("demo", {"device": "ort-cpu", "budget": ["latency<=0.25x"], "trials": trials, "finetune": {"epochs": 3, "candidates": 2}}),
+        (
+            "demo-bitfusion",
+            {
+                "device": "bitfusion",
+                "budget": ["latency<=0.6x"],
+                "trials": min(trials, BITFUSION_TRIALS),
+                "finetune": {"epochs": 1, "candidates": 1},
+            },
+        ),
     ]
     for name, settings in plans:
         folder = out / name

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tightrope.search.session import Setting
 
 log = logging.getLogger(__name__)
+TIMED_FOR_ONE = 8  # trials timed for each that is fine-tuned
 RECIPE_SHARE, INT8 = 0.5, (8, 8)  # the hand recipe: half of the channels everywhere, fine-tune, int8
 
 
@@ -145,7 +146,7 @@ def finish(study: Study, setting: "Setting", workers: Executor, folder: Path) ->
     if config.controls:
         progress.phase("controls")
         rows += _controls(study, setting, workers)
-    candidates = _candidates(study, config.finetune.candidates)
+    candidates = _candidates(study, setting, config.finetune.candidates, remarks)
     rows += [Row("best", t.policy, t.cost, t.score, t.score, trial=t.number) for t in candidates if t.score is not None]
     if not candidates:
         remarks.append("no trial met the budget; there is no best policy")
@@ -232,7 +233,7 @@ def _rival(study: Study, setting: "Setting", workers: Executor, agent: str, tria
     return [] if best is None or best.score is None else [Row(agent, best.policy, best.cost, best.score, best.score)]
 
 
-def _candidates(study: Study, count: int) -> list[Trial]:
+def _candidates(study: Study, setting: "Setting", count: int, remarks: list[str]) -> list[Trial]:
     """Feasible trials to fine-tune, the best first: those of the front, then others if it is short."""
     problem = study.problem
     feasible = [t for t in study.trials if t.feasible and t.score is not None]
@@ -240,7 +241,23 @@ def _candidates(study: Study, count: int) -> list[Trial]:
     found: dict[Policy, Trial] = {}
     for trial in ranked:
         found.setdefault(trial.policy, trial)
-    return list(found.values())[:count]
+    return _in_time(list(found.values())[: TIMED_FOR_ONE * count], study, setting, remarks)[:count]
+
+
+def _in_time(trials: list[Trial], study: Study, setting: "Setting", remarks: list[str]) -> list[Trial]:
+    """The trials, those first whose files meet the latency budget when measured; fine-tuning does not change their time."""
+    most = dict(study.header.limits).get("latency_ms")
+    if most is None or study.header.simulated or setting.device.name != "ort-cpu":
+        return trials
+    from tightrope.estimators.measured.clock import measure
+
+    policies = {"dense": study.header.dense, **{str(t.number): t.policy for t in trials}}
+    files = {name: setting.source.model(policy, setting.device.batch) for name, policy in policies.items()}
+    measured = measure(files, "dense", seed=setting.config.seed)
+    slow = {t.number for t in trials if measured[str(t.number)][0] > most / study.header.dense_cost.latency_ms}
+    if slow:
+        remarks.append(f"{len(slow)} of the {len(trials)} best trials missed the latency budget when measured, before fine-tuning")
+    return sorted(trials, key=lambda t: t.number in slow)
 
 
 def _tuned(row: Row, setting: "Setting") -> "fx.GraphModule":
