@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
 from tightrope.search import config as configs
 from tightrope.search.progress import Quiet, default
 from tightrope.search.session import run
