@@ -186,6 +186,8 @@ def _prepare(task: Task, config: Config) -> "Prepared":
 
 def tuned(module: "fx.GraphModule", task: Task, config: Config, progress: Quiet, label: str) -> "fx.GraphModule":
     """A compressed module recalibrated and, where there is a train split, fine-tuned as the configuration says."""
+    import torch
+
     from tightrope.compressors.finetune import Tuning, finetune
     from tightrope.compressors.recalibrate import recalibrate
 
@@ -199,7 +201,12 @@ def tuned(module: "fx.GraphModule", task: Task, config: Config, progress: Quiet,
     def tell(step: int, steps: int, loss: float) -> None:
         progress.step(step, steps, f"{label}, loss {loss:.3f}")
 
-    return finetune(module, dense, task.split("train"), tuning, augment=task.augment, on_step=tell)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small nets gain little from more, and lose much where cores are shared
+    try:
+        return finetune(module, dense, task.split("train"), tuning, augment=task.augment, on_step=tell)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _again(run_folder: Path) -> tuple[Task, Config]:
