@@ -226,7 +226,7 @@ class _Writer:
             else:
                 assert shape is not None
                 near = next(name for (coded, _), name in names.items() if coded == codes)
-                to = self.tensor("shape_" + "x".join(map(str, shape)), np.array(shape, np.int64))
+                to = self.tensor("written/shape_" + "x".join(map(str, shape)), np.array(shape, np.int64))
                 names[codes, shape] = self.node("Reshape", [near, to])
         return names[codes, shape]
 
@@ -234,7 +234,10 @@ class _Writer:
         """A QuantizeLinear or DequantizeLinear of u8 with one scale and zero point."""
         scale, zero = cast("tuple[float, int]", step)
         key = f"{scale!r}_{zero}"
-        steps = [self.tensor("scale_" + key, np.array(scale, np.float32)), self.tensor(f"zero_{zero}", np.array(zero, np.uint8))]
+        steps = [
+            self.tensor("written/scale_" + key, np.array(scale, np.float32)),
+            self.tensor(f"written/zero_{zero}", np.array(zero, np.uint8)),
+        ]
         return self.node(kind, [name, *steps])
 
     def point(self, name: str, value: _Value) -> _Value:
@@ -282,8 +285,8 @@ class _Writer:
         scale, zero = cast("tuple[float, int]", value.step)
         channels, shape = unit.in_channels, rows(unit, lead)
         steps = [
-            self.tensor(f"scales_{scale!r}_{channels}", np.full(channels, scale, np.float32)),
-            self.tensor(f"zeros_{zero}_{channels}", np.full(channels, zero, np.uint8)),
+            self.tensor(f"written/scales_{scale!r}_{channels}", np.full(channels, scale, np.float32)),
+            self.tensor(f"written/zeros_{zero}_{channels}", np.full(channels, zero, np.uint8)),
         ]
         made = self.node("DequantizeLinear", [self.form(value, codes=True, shape=shape), *steps], axis=1)
         return _Value({(False, shape): made}, shape=shape)
@@ -329,7 +332,7 @@ class _Writer:
             x = self.form(value, shape=shape)
             if unit.act_bits < 8:
                 limits = [(0 - step[1]) * step[0], (2**unit.act_bits - 1 - step[1]) * step[0]]
-                x = self.node("Clip", [x, *(self.tensor(f"limit_{v!r}", np.array(v, np.float32)) for v in limits)])
+                x = self.node("Clip", [x, *(self.tensor(f"written/limit_{v!r}", np.array(v, np.float32)) for v in limits)])
             value = _Value({(True, shape): self.quantise("QuantizeLinear", x, step)}, step, shape)
         scale = cast("tuple[float, int]", value.step)[0]
         scales = np.ascontiguousarray(part.scales.reshape(-1), np.float32)
@@ -344,7 +347,7 @@ class _Writer:
         """Constant codes behind a DequantizeLinear along axis 0, with zero points of zero."""
         steps = [
             self.tensor(name + "_scale", scales),
-            self.tensor(f"zero_{codes.dtype}_{len(scales)}", np.zeros(len(scales), codes.dtype)),
+            self.tensor(f"written/zero_{codes.dtype}_{len(scales)}", np.zeros(len(scales), codes.dtype)),
         ]
         return self.node("DequantizeLinear", [self.tensor(name, codes), *steps], axis=0)
 
@@ -371,7 +374,7 @@ class _Writer:
         name = self.node("MatMulNBits", inputs, domain="com.microsoft", **sizes)
         if last and made > unit.out_channels:
             ends = (0, unit.out_channels, -1)
-            name = self.node("Slice", [name, *(self.tensor(f"slice_{e}", np.array([e], np.int64)) for e in ends)])
+            name = self.node("Slice", [name, *(self.tensor(f"written/slice_{e}", np.array([e], np.int64)) for e in ends)])
             made = unit.out_channels
         return _Value({(False, (*lead, made)): name}, shape=(*lead, made))
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from tightrope.estimators.measured.nodes import Node
+from tightrope.estimators.measured.nodes import LETTERS, Node
 
 Signature = tuple[str, tuple[tuple[str, tuple[int, ...]], ...], tuple[tuple[int, ...], ...], str, tuple[int, ...]]
 """Operator, type and shape of each tensor that it reads, shapes of its constants but scalars, activation, permutation."""
@@ -20,7 +20,7 @@ def predicted(nodes: Iterable[Node]) -> "Counter[Signature]":
     found: Counter[Signature] = Counter()
     for node in nodes:
         attributes = dict(node.attributes)
-        reads = tuple(("u" if t.coded else "f", tuple(map(int, t.shape))) for t in node.ins)
+        reads = tuple((t.type, tuple(map(int, t.shape))) for t in node.ins)
         constants = tuple(tuple(map(int, c[1])) for c in node.constants if c and c[1])
         found[node.kind, reads, constants, attributes.get("activation", ""), tuple(attributes.get("perm", ()))] += 1
     return found
@@ -68,4 +68,4 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[str, tuple[int, ...]]]:
     )
     feeds = {i.name: np.zeros(i.shape, np.int64 if "int64" in i.type else np.float32) for i in session.get_inputs()}
     found = zip(names, session.run(names, feeds), strict=True)
-    return {name: ("u" if a.dtype == np.uint8 else "f", a.shape) for name, a in (*found, *feeds.items())}
+    return {name: (LETTERS.get(a.dtype.name, a.dtype.name), a.shape) for name, a in (*found, *feeds.items())}

@@ -120,6 +120,13 @@ class _Blocking:
                 node.read(0, self.enter(node.ins[0]))
             self.write(node, shape[1])
             return True
+        if kind == "BatchNormalization" and id(node.ins[0]) in self.blocked:
+            wide = padded(shape[1])
+            node.kind, node.attributes = DOMAIN + "Conv", (("group", wide),)
+            node.constants = (None, ("f", (wide, 1, 1, 1), None), ("f", (wide,), None))
+            self.read(node, 0)
+            self.write(node, shape[1])
+            return True
         found = [self.blocked.get(id(t)) for t in node.ins]
         if any(f is None for f in found) or any(c is not None and c != "" for c in node.constants if len(node.ins) > 1):
             return True
@@ -133,6 +140,9 @@ class _Blocking:
                 self.write(node, node.out.shape[1])
         elif kind in ("Relu", "Sigmoid", "Tanh"):
             return self.activation(node, there[0])
+        elif kind == "com.microsoft:QuickGelu":
+            self.read(node, 0)
+            self.write(node, there[0].channels)
         elif kind in ("GlobalAveragePool", "GlobalMaxPool") and shape[1] % BLOCK == 0:
             node.kind = DOMAIN + kind
             self.read(node, 0)
@@ -179,7 +189,7 @@ SIMPLE = frozenset(
 )
 BROADCAST = frozenset("Add Sub Mul Div Max Min Pow Sum com.microsoft:QLinearAdd com.microsoft:QLinearMul".split())
 POOLS = frozenset({"com.microsoft:QLinearGlobalAveragePool", "com.microsoft:QLinearAveragePool"})
-OTHERS = frozenset({"Concat", "com.microsoft:QLinearConcat", "Transpose", "MaxPool", "Softmax"})
+OTHERS = frozenset({"Concat", "com.microsoft:QLinearConcat", "Transpose", "MaxPool", "Softmax", "ReduceMean", "ReduceSum"})
 HANDLED = SIMPLE | BROADCAST | POOLS | OTHERS
 
 
@@ -226,7 +236,7 @@ class _Transposes:
         self.behind: dict[int, list[Node]] = {}
 
     def transpose(self, tensor: Tensor, perm: tuple[int, ...], made: Tensor | None = None) -> Node:
-        made = made or Tensor(permuted(tensor.shape, perm), tensor.coded)
+        made = made or Tensor(permuted(tensor.shape, perm), tensor.coded, tensor.letter)
         return Node("Transpose", [tensor], [made], (("perm", perm),), (None,))
 
     def drop_unread(self, node: Node) -> None:
@@ -260,7 +270,7 @@ class _Transposes:
     def turn_output(self, node: Node, perm: tuple[int, ...]) -> None:
         """Let a node make its output in another order, and a transpose behind it the old one."""
         old = node.out
-        node.make(Tensor(permuted(old.shape, inverse(perm)), old.coded))
+        node.make(Tensor(permuted(old.shape, inverse(perm)), old.coded, old.letter))
         self.behind.setdefault(id(node), []).insert(0, self.transpose(node.out, perm, old))
 
     def ordered(self) -> list[Node]:
@@ -331,7 +341,11 @@ class _Transposes:
         elif kind in ("Concat", "com.microsoft:QLinearConcat", "Softmax"):
             node.attributes = tuple((k, perm[v] if k == "axis" else v) for k, v in node.attributes)
         elif kind in ("ReduceMean", "ReduceSum"):
-            return False
+            axes = node.constants[1] if len(node.constants) > 1 else None
+            if not axes or not isinstance(axes[2], tuple) or not dict(node.attributes).get("keepdims", 1):
+                return False
+            turned = tuple(sorted(perm[int(axis)] for axis in axes[2]))
+            node.constants = (None, (axes[0], axes[1], turned), *node.constants[2:])
         for index in range(len(node.ins)):
             self.turn(node, index, back)
         self.turn_output(node, perm)

@@ -30,6 +30,7 @@ ACTIVATIONS = {
     "Relu": (), "Sigmoid": (), "Tanh": (), "Clip": (0.0, 6.0), "LeakyRelu": (0.01,), "HardSigmoid": (0.2, 0.5), "HardSwish": (),
 }  # fmt: skip
 """Activations that it fuses into a floating-point convolution, with parameters that stand for any."""
+GEMM_ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "Elu", "Softplus"})
 FLOATING, SHIELDED = "floating", "shielded"
 """Marks of layers in floating point, and of ones that read codes and write codes (see `shielded` in the exporter)."""
 PANEL, BLOCK = 16, 32
@@ -94,7 +95,7 @@ class _Graph:
     def run(self) -> list[Node]:
         for name in self.plan.inputs:
             shape = self.shape(self.plan.shapes[name])
-            self.values[name] = _Value({(False, shape): Tensor(shape)}, shape)
+            self.values[name] = _Value({(False, shape): Tensor(shape, False, self.plan.letters[name])}, shape)
             self.hold(name)
         for step in self.plan.steps:
             if isinstance(step, Call):
@@ -120,7 +121,7 @@ class _Graph:
         forms, coded = value.forms, value.coded
         if (coded, shape) not in forms:
             near = next(tensor for (c, _), tensor in forms.items() if c == coded)
-            made = forms[coded, shape] = Tensor(shape, coded)
+            made = forms[coded, shape] = Tensor(shape, coded, near.letter)
             self.nodes.append(Node("Reshape", [near], [made], (), (None, ("l", (len(shape),), shape))))
         return forms[coded, shape]
 
@@ -164,10 +165,15 @@ class _Graph:
             return True
         if region.inside & self.held:
             return False
-        products = [self.plan.pinned[i] for i in (*region.inside, name) if self.plan.pinned[i].raw == "MatMul"]
+        pinned = self.plan.pinned
+        products = [pinned[i] for i in (*region.inside, name) if i in pinned and pinned[i].raw == "MatMul"]
         return not any(all(r in self.values and self.values[r].coded for r in p.reads) for p in products)
 
     def emit(self, name: str, region: Region) -> None:
+        for read in region.reads:
+            if read not in self.values:  # merged away for others
+                self.emit(read, self.plan.pinned[read])
+                self.hold(read)
         first = self.values[region.reads[0]]
         if region.raw in ("Relu", "Clip") and name in self.wanted and not first.coded:
             self.values[name] = first  # the codes' limits are the activation's
@@ -194,7 +200,7 @@ class _Graph:
         )  # fmt: skip
         ins = [made[i] for i in op.inputs if isinstance(i, str)]
         coded = op.kind in MOVES and bool(ins) and ins[0].coded
-        outs = [Tensor(self.shape(self.plan.shapes[o]), coded) for o in op.outputs]
+        outs = [Tensor(self.shape(self.plan.shapes[o]), coded, self.plan.letters[o]) for o in op.outputs]
         made |= zip(op.outputs, outs, strict=True)
         return Node(op.kind, ins, outs, op.attributes, constants, layer, region, region.raw)
 
@@ -309,6 +315,13 @@ def decode(nodes: list[Node]) -> list[Node]:
     done: list[Node] = []
     made: dict[tuple[int, object], Tensor] = {}
     for node in nodes:
+        if node.kind == "com.microsoft:QuickGelu" and node.ins[0].coded:  # each half reads codes decoded for itself
+            gate = Tensor(node.out.shape)
+            values = node.ins[0]
+            done.append(Node("Sigmoid", [dequantised(values, done)], [gate], (), (), node.layer))
+            done.append(Node("Mul", [dequantised(values, done), gate], [node.out], (), (None, None), node.layer))
+            values.uses.remove(node)
+            continue
         if not node.out.coded and node.kind not in INTEGER and node.kind != "DequantizeLinear" and any(t.coded for t in node.ins):
             if node.kind == "MatMul" and all(t.coded for t in node.ins):
                 node.kind = "com.microsoft:MatMulIntegerToFloat"
@@ -326,19 +339,22 @@ def decode(nodes: list[Node]) -> list[Node]:
 
 
 def fuse_activations(nodes: list[Node]) -> list[Node]:
-    """Fuse an activation into the floating-point convolution whose tensor it alone reads."""
+    """Fuse an activation into the floating-point convolution or Gemm whose tensor it alone reads."""
     gone: set[int] = set()
     for node in nodes:
-        if node.kind != "Conv" or not node.out.uses or node.out.is_output:
+        if node.kind not in ("Conv", "Gemm") or not node.out.uses or node.out.is_output:
             continue
         first = node.out.uses[0]
-        if first.raw in ACTIVATIONS and all(u.region is first.region for u in node.out.uses):
+        if first.raw in (ACTIVATIONS if node.kind == "Conv" else GEMM_ACTIVATIONS) and all(
+            u.region is first.region for u in node.out.uses
+        ):
             last = first
             while id(last) not in gone:
                 gone.add(id(last))
                 following = [u for u in last.out.uses if u.region is first.region]
                 last = following[0] if following else last
             node.make(last.out)
-            node.attributes = (("activation", first.raw), ("activation_params", ACTIVATIONS[first.raw]), *node.attributes)
-            node.kind = "com.microsoft:FusedConv"
+            parameters = (("activation_params", ACTIVATIONS[first.raw]),) if node.kind == "Conv" else ()
+            node.attributes = (("activation", first.raw), *parameters, *node.attributes)
+            node.kind = "com.microsoft:Fused" + node.kind
     return [node for node in nodes if id(node) not in gone]

@@ -32,12 +32,18 @@ class Wide(int):
 class Tensor:
     """A tensor of a graph that is being lowered: who makes it and who reads it."""
 
-    __slots__ = ("coded", "is_output", "maker", "shape", "uses")
+    __slots__ = ("coded", "is_output", "letter", "maker", "shape", "uses")
 
-    def __init__(self, shape: tuple[int, ...], coded: bool = False, maker: "Node | None" = None) -> None:
-        self.shape, self.coded, self.maker = shape, coded, maker
+    def __init__(self, shape: tuple[int, ...], coded: bool = False, letter: str = "f") -> None:
+        self.shape, self.coded, self.letter = shape, coded, letter
+        self.maker: Node | None = None
         self.uses: list[Node] = []
         self.is_output = False
+
+    @property
+    def type(self) -> str:
+        """Letter of its type, `u` for codes."""
+        return "u" if self.coded else self.letter
 
 
 Attributes = tuple[tuple[str, Any], ...]
@@ -103,15 +109,15 @@ def key(node: Node) -> Key:
     for constant in node.constants:
         if constant is None:  # the place of a tensor
             tensor = next(pending)
-            inputs.append(("u:" if tensor.coded else "f:") + text(tensor.shape, sizes))
+            inputs.append(tensor.type + ":" + text(tensor.shape, sizes))
         elif constant == "":
             inputs.append("")
         else:
             letter, shape, values = constant
             given = f"={letter}:{text(shape, sizes)}"
             inputs.append(given if values is None else f"{given}={values if isinstance(values, str) else text(values, sizes)}")
-    inputs += [("u:" if t.coded else "f:") + text(t.shape, sizes) for t in pending]
-    outputs = ";".join(("u:" if t.coded else "f:") + text(t.shape, sizes) for t in node.outs)
+    inputs += [t.type + ":" + text(t.shape, sizes) for t in pending]
+    outputs = ";".join(t.type + ":" + text(t.shape, sizes) for t in node.outs)
     return f"{node.kind}{{{attributes}}}({';'.join(inputs)})->{outputs}", tuple(sizes)
 
 

@@ -24,7 +24,7 @@ from tightrope.spaces.policy import Policy
 from tightrope.spaces.space import Space
 from tightrope.spaces.unit import macs, size_bytes
 
-LOWERING = 2  # counts up when the exporter or the lowering changes, so that nets timed before are not compared with those after
+LOWERING = 3  # counts up when the exporter or the lowering changes, so that nets timed before are not compared with those after
 
 
 class OrtCpu:

@@ -22,6 +22,7 @@ from tightrope.spaces.network import Extent, Network
 
 DOMAIN = "tightrope"
 _OFF = ["ConvActivationFusion", "ConvAddActivationFusion", "ConvAddFusion", "ConvMulFusion", "NchwcTransformer", "NhwcTransformer"]
+LEAST_PROBES, MOST_PROBES = 4, 8
 _MANY = 64  # constants of whole numbers up to this length are kept with their values
 Skeletons = Callable[[Mapping[str, int], int], onnx.ModelProto]
 
@@ -73,7 +74,8 @@ class Plan:
     """The graph between layers, in the order of the skeleton.
 
     `steps` are calls of layers and names of tensors that operators make, each with a region in `pinned` and, unless it is
-    merged away, in `free`. `points` tell which tensor is which point, `shapes` every tensor's shape as slots, `slots` the sizes.
+    merged away, in `free`. `points` tell which tensor is which point, `shapes` every tensor's shape as slots, `slots` the sizes,
+    `letters` every tensor's type.
     """
 
     batch: int
@@ -82,7 +84,7 @@ class Plan:
     pinned: dict[str, Region] = field(default_factory=dict)
     points: dict[str, str] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    coded: dict[str, bool] = field(default_factory=dict)
+    letters: dict[str, str] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     slots: list[tuple[int, Extent]] = field(default_factory=list)
@@ -101,7 +103,7 @@ def make(network: Network, skeletons: Skeletons, batch: int) -> Plan:
     probes = _probes(network)
     sources = [skeletons(widths, batch) for widths in probes]
     plan = Plan(batch)
-    alias, raw = _read(plan, sources[0])
+    alias, raw = _read(plan, sources[0], {p.name for p in network.parameters})
     plan.outputs = tuple(alias.get(o.name, o.name) for o in sources[0].graph.output)
     forms = _Forms(plan, network, probes)
     for pin in (False, True):
@@ -114,16 +116,21 @@ def make(network: Network, skeletons: Skeletons, batch: int) -> Plan:
 
 
 def _probes(network: Network) -> list[dict[str, int]]:
-    """Four sets of widths at which sizes tell which widths they follow; none is 1, where transposes would vanish."""
+    """Sets of small widths, until no two groups are alike in all; none is 1, where transposes would vanish."""
     rng = np.random.default_rng(0)
-    return [{g: int(rng.integers(max(2, w // 3), max(w, 4) + 1)) for g, w in network.widths.items()} for _ in range(4)]
+    found: list[dict[str, int]] = []
+    while len(found) < LEAST_PROBES or (
+        len(found) < MOST_PROBES and len({tuple(f[g] for f in found) for g in network.widths}) < len(network.widths)
+    ):
+        found.append({g: int(rng.integers(2, max(4, min(w, 24)) + 1)) for g, w in network.widths.items()})
+    return found
 
 
 def _name(node: onnx.NodeProto) -> str:
     return cast(str, next(a.s for a in node.attribute if a.name == "name").decode())
 
 
-def _read(plan: Plan, model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, onnx.NodeProto]]:
+def _read(plan: Plan, model: onnx.ModelProto, parameters: set[str]) -> tuple[dict[str, str], dict[str, onnx.NodeProto]]:
     """Note calls, points and tensors; return what each point stands for, and each tensor's maker with points left out."""
     alias: dict[str, str] = {}
     raw: dict[str, onnx.NodeProto] = {}
@@ -145,7 +152,6 @@ def _read(plan: Plan, model: onnx.ModelProto) -> tuple[dict[str, str], dict[str,
     plan.steps = [
         Call(s.layer, s.source, s.made, plan.points.get(s.made, "")) if isinstance(s, Call) else s for s in plan.steps
     ]  # fmt: skip
-    parameters = {i.name for i in model.graph.input if i.name not in plan.points}
     plan.inputs = tuple(i.name for i in model.graph.input if i.name not in parameters)
     return alias, raw
 
@@ -182,12 +188,12 @@ def _standard(model: onnx.ModelProto, network: Network, widths: Mapping[str, int
             for i, name in enumerate(inputs):
                 made.input[i] = name
         nodes.append(made)
-    fed = {alias[name]: name for name in alias}
-    given = [i for i in model.graph.input if i.name in fed]
+    parameters = {p.name for p in network.parameters}
+    given = [i for i in model.graph.input if i.name not in parameters]
     constants += [
         numpy_helper.from_array(np.ones([d.dim_value for d in i.type.tensor_type.shape.dim], np.float32), i.name)
         for i in model.graph.input
-        if i.name not in fed
+        if i.name in parameters
     ]
     names = [alias.get(o.name, o.name) for o in model.graph.output]
     if pin:
@@ -257,7 +263,7 @@ class _Forms:
             if factor and all(factor * k == v for k, v in zip(known, values, strict=True)):
                 return factor, extent
         raise DeviceError(
-            f"a size of the network's graph, {values} at four widths, follows no width of the network; report the model"
+            f"a size of the network's graph, {values} at probed widths, follows no width of the network; report the model"
         )
 
     def shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -289,7 +295,7 @@ def _regions(
         made |= dict.fromkeys(op.outputs, op)
     for name in shapes[0]:
         plan.shapes.setdefault(name, forms.shape([s[name][0] for s in shapes]))
-        plan.coded.setdefault(name, False)
+        plan.letters.setdefault(name, LETTERS.get(shapes[0][name][1], "f"))
     stops = set(plan.points) | layers | set(plan.outputs)
     for name, op in made.items():
         if name not in stops or name in found:

@@ -212,3 +212,18 @@ def test_a_floating_point_layer_between_integer_ones_keeps_its_weights() -> None
             model.graph.output.append(onnx.ValueInfoProto(name=node.output[0]))
     found, plain = run(model, images()), run(model, images(), "ORT_DISABLE_ALL")
     assert np.abs(found - plain)[:, 1:].mean() < 0.01 * plain[:, 1:].std()
+
+
+def test_weight_only_layers_have_whole_panels_of_output_features() -> None:
+    """What is beyond them stays as it was in memory, and denormal numbers there would slow the kernel down."""
+    net = NETS["vit"].network
+    choices = {x.name: Choice(4, 32, 4, "svd") if x.name == "q0" else Choice(4, 32) for x in net.layers if x.kind == "linear"}
+    policy = Policy.make(net, {"dim": 24, "mlp0": 40}, choices)
+    model, payload, skeleton = written("vit", policy)
+    sizes = {n.input[1]: {a.name: a.i for a in n.attribute} for n in model.graph.node if n.op_type == "MatMulNBits"}
+    assert {name: s["N"] % 16 for name, s in sizes.items() if name != "head.0.weight"} == dict.fromkeys(
+        sizes.keys() - {"head.0.weight"}, 0
+    )
+    assert sizes["head.0.weight"]["N"] == 10  # one row takes another way
+    assert sizes["q0.1.weight"]["K"] == 16
+    np.testing.assert_allclose(run(model, images()), reference(net, payload, skeleton, images()), rtol=1e-3, atol=2e-4)
