@@ -51,6 +51,7 @@ def _show(study: "Study", folder: Path) -> None:
     from rich.markdown import Markdown
 
     console = Console()
+    console = Console(width=max(console.width, 120))  # the table needs them
     console.print(Markdown((folder / "best" / "report.md").read_text(encoding="utf-8")))
     kind = "packed" if study.header.simulated else "onnx"
     console.print(
