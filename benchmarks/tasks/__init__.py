@@ -28,7 +28,7 @@ class Net:
 def _transformer() -> nn.Module:
     """Four blocks on 5 x 5 tokens behind six convolutions, as LeViT has it (Graham et al. 2021).
 
-    A stem is needed here: on bare patches, or behind a shorter stem, it learnt next to nothing in 900 steps.
+    A stem is needed here: behind a shorter one it learnt next to nothing in 800 steps.
     """
     return VisionTransformer(side=Difficulty().side, patch=8, dim=96, hidden=192, stem=(24, 48, 96), in_channels=3)
 
