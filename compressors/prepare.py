@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -119,7 +120,8 @@ def prepare(
     Args:
         calibration: batches `(inputs, target)` or `inputs`; never from the search or test split.
     """
-    return prepared_from(traced(model, example_inputs), calibration, settings, seed)
+    with torch.inference_mode(False), torch.enable_grad():  # saliencies are gradients, wherever this is called
+        return prepared_from(traced(model, example_inputs), calibration, settings, seed)
 
 
 def prepared_from(tracing: Traced, calibration: Iterable[Any], settings: Settings | None = None, seed: int = 0) -> Prepared:

@@ -130,3 +130,10 @@ def test_configurations_override_and_round_trip(tmp_path: Path) -> None:
     )
     found.save(path)
     assert configs.load(path) == found
+
+
+def test_a_model_can_be_prepared_where_gradients_are_off() -> None:
+    task = digits.task()
+    with torch.inference_mode():
+        prepared = tr.prepare(task.model, task.example_inputs, task.split("calibration"))
+    assert all(layer.saliency.any() for layer in prepared.statistics.layers.values())
