@@ -15,7 +15,7 @@ from tightrope.compressors.flow import Analysis
 from tightrope.compressors.ties import Kept, Ties, resolve
 from tightrope.spaces.errors import TraceError
 from tightrope.spaces.network import Extent, Group, Layer, Network, Op, Parameter
-from tightrope.spaces.points import FUSED, written
+from tightrope.spaces.points import written
 
 log = logging.getLogger(__name__)
 
@@ -186,14 +186,9 @@ def _ops(skeleton: fx.GraphModule, analysis: Analysis, ties: Ties) -> list[Op]:
 def op_kind(node: fx.Node) -> str:
     """The operator's plain name; every spelling of ReLU and ReLU6 is `relu` or `relu6`."""
     name = base(node)
-    low_high = (
-        (node.args[1:3] if len(node.args) > 2 else (node.kwargs.get("min"), node.kwargs.get("max")))
-        if node.op != "placeholder"
-        else ()
-    )
-    if name in ("hardtanh", "clamp") and low_high == (0, 6):
+    limits = node.args[1:3] if len(node.args) > 2 else (node.kwargs.get("min"), node.kwargs.get("max"))
+    if name in ("hardtanh", "clamp") and limits == (0, 6):
         return "relu6"
     if name in ("clamp", "clamp_min") and len(node.args) == 2 and node.args[1] == 0:
         return "relu"
-    assert name or node.op in ("get_attr", *FUSED, "output"), node.op
     return name

@@ -90,7 +90,7 @@ class Task:
         return not (isinstance(value, (tuple, list)) and len(value) == 0)
 
     def check(self) -> None:
-        """Read calibration and search once, and see that no batch of theirs is the other's."""
+        """See that the inputs of calibration, search and `example_inputs` have one shape, but for the batch."""
         first = self.split("search")[0][0]
         for inputs, _ in self.split("calibration")[:1]:
             if [tuple(t.shape[1:]) for t in tensors(inputs)] != [tuple(t.shape[1:]) for t in tensors(first)]:

@@ -66,10 +66,6 @@ class Design:
     axes: tuple[Axis, ...]
     keys: tuple[Sizes, ...]
 
-    @property
-    def is_grid(self) -> bool:
-        return len(self.axes) <= 2
-
 
 def design(family: str, met: Iterable[Sizes]) -> Design:
     """Choose the nodes of a family to time, from sizes that policies of the space lower to."""
