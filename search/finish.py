@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tightrope.search.distribute import Executor
 from tightrope.search.evaluate import OrtEvaluator, score_module
 from tightrope.search.journal import Control, Final
+from tightrope.search.pareto import ties
 from tightrope.search.study import Study
 from tightrope.search.trial import Trial
 from tightrope.spaces.budget import Budget
@@ -294,7 +295,7 @@ def _measure(rows: list[Row], study: Study, setting: "Setting", remarks: list[st
 
 
 def _choose(rows: list[Row], study: Study, remarks: list[str]) -> Row | None:
-    """The best candidate that meets the budget as measured; a tie within the standard error goes to the cheaper."""
+    """The best candidate that meets the budget as measured; of equal ones the cheaper. What is cheaper and ties is remarked."""
     candidates = [row for row in rows if row.name == "best"]
     for row in candidates:
         study.add(Final(row.trial or 0, row.search, row.cost, row.measured))
@@ -311,9 +312,15 @@ def _choose(rows: list[Row], study: Study, remarks: list[str]) -> Row | None:
         return None
     if study.header.floor is not None:
         return min(fit, key=lambda row: study.problem.price(row.cost))
-    top = max(fit, key=lambda row: row.search.value)
-    near = [row for row in fit if row.search.value >= top.search.value - top.search.stderr]
-    return min(near, key=lambda row: row.cost.latency_ms)
+    top = max(fit, key=lambda row: (row.search.value, -row.cost.latency_ms))
+    cheaper = ties(study.trials, next(t for t in study.trials if t.number == top.trial), study.price)
+    if cheaper:
+        least = cheaper[0]
+        remarks.append(
+            f"trial {least.number}, at {study.price(least):.3f}x, scored within the standard error of the best before fine-tuning: "
+            f"`tightrope export RUN --trial {least.number}` makes it"
+        )
+    return top
 
 
 def _about(study: Study, setting: "Setting") -> dict[str, Any]:

@@ -50,14 +50,23 @@ def front(trials: Iterable[Trial], cost: Callable[[Trial], float]) -> list[Trial
 def best(trials: Sequence[Trial], cost: Callable[[Trial], float], *, least_cost: bool = False) -> Trial | None:
     """The feasible trial to take; None where there is none.
 
-    Among the scores that lie within the standard error of the highest one, which is a tie, the cheapest policy is taken. With
-    `least_cost`, the aim under an accuracy to be kept, the cheapest feasible policy is taken whatever its score. Trials that
-    still tie go by higher score, then by lower number.
+    The highest score within the budget is taken: what is saved below it is worth nothing there, while the cheapest of all
+    scores within a standard error would give that error away. With `least_cost`, the aim under an accuracy to be kept, the
+    cheapest feasible policy is taken whatever its score. Equal trials go by cost, by score, then by number; `ties` names those
+    that the spread does not tell from the one taken.
     """
     able = [(t, t.score) for t in trials if t.feasible and t.score is not None]
     if not able:
         return None
-    if not least_cost:
-        top = max((score for _, score in able), key=lambda score: score.value)
-        able = [(t, score) for t, score in able if score.value >= top.value - top.stderr]
-    return min(able, key=lambda pair: (cost(pair[0]), -pair[1].value, pair[0].number))[0]
+    if least_cost:
+        return min(able, key=lambda pair: (cost(pair[0]), -pair[1].value, pair[0].number))[0]
+    return min(able, key=lambda pair: (-pair[1].value, cost(pair[0]), pair[0].number))[0]
+
+
+def ties(trials: Sequence[Trial], taken: Trial, cost: Callable[[Trial], float]) -> list[Trial]:
+    """Feasible trials that cost less than the one taken and score within its standard error of it, the cheapest first."""
+    if taken.score is None:
+        return []
+    least = taken.score.value - taken.score.stderr
+    near = [t for t in trials if t.feasible and t.score is not None and t.score.value >= least and cost(t) < cost(taken)]
+    return sorted(near, key=lambda t: (cost(t), t.number))

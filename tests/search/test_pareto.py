@@ -44,9 +44,16 @@ def price(trial: Trial) -> float:
     return trial.time
 
 
-def test_a_tie_within_the_standard_error_goes_to_the_cheaper() -> None:
-    found = best(made([(0.9, 95.0), (0.5, 94.6), (0.2, 94.4)]), price)
+def test_the_highest_score_is_taken_and_equal_ones_go_to_the_cheaper() -> None:
+    found = best(made([(0.9, 95.0), (0.5, 95.0), (0.2, 94.4)]), price)
     assert found is not None and found.number == 1
+
+
+def test_cheaper_trials_within_the_standard_error_are_named() -> None:
+    trials = made([(0.9, 95.0), (0.5, 94.6), (0.2, 94.4), (0.4, 94.7)])
+    assert [t.number for t in ties(trials, trials[0], price)] == [3, 1]
+    assert [t.number for t in ties(trials, trials[3], price)] == [2]
+    assert ties(trials, trials[2], price) == []
 
 
 def test_with_an_accuracy_to_keep_the_cheapest_is_taken() -> None:
