@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import judge, make_problem
 
-from tightrope.search.pareto import best, front, hypervolume, non_dominated
+from tightrope.search.pareto import best, front, hypervolume, non_dominated, ties
 from tightrope.search.trial import Trial
 from tightrope.spaces import Score
 
