@@ -134,7 +134,8 @@ def _inner_ranges(
     if choice.form == "svd":
         values = [patches.reshape(len(rows), -1) @ first.reshape(len(first), -1).T]
     elif choice.form == "spatial":
-        values = [np.einsum("nih,rih->nr", patches[..., patches.shape[3] // 2], first[..., 0])]
+        middle = patches[..., patches.shape[3] // 2].reshape(len(rows), -1)
+        values = [middle @ first.reshape(len(first), -1).T]
     else:
         centre = patches[..., patches.shape[2] // 2, patches.shape[3] // 2]
         joined = np.einsum("ri,srkl->sikl", first[:, :, 0, 0], made[1][0])

@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 Float = NDArray[np.float32]
 MOST_PATCH = 2304  # input features of a layer up to which its whole patch covariance is kept; above, that of its channels
 MOST_CHANNELS = 4096  # input channels of a layer up to which a covariance is kept at all
-ROWS = 256  # input rows kept of each layer
-SAMPLES = 1 << 15  # values kept of each operator
+ROWS = 128  # input rows kept of each layer
+SAMPLES = 1 << 15  # values kept of each operator, at most; all together no more than there are weights, but for the least
+LEAST_SAMPLES = 1 << 11
 ROWS_PER_BATCH = 4096
 
 
@@ -219,7 +220,9 @@ def calibrate(
     statistics = Statistics()
     keep = max(1, -(-ROWS // len(items)))
     layers = {name: _Layer(traced.layer(name), keep, rng) for name in traced.ties.outputs}
-    forward = _Pass(traced, layers, statistics, max(1, SAMPLES // len(items)), rng)
+    each = sum(traced.layer(name).weight.numel() for name in layers) // max(1, len(traced.network.ops))  # type: ignore[operator]
+    samples = min(SAMPLES, max(LEAST_SAMPLES, each))
+    forward = _Pass(traced, layers, statistics, max(1, samples // len(items)), rng)
     forward._samples = {}
     parameters = {name: list(traced.layer(name).parameters()) for name in layers}
     flat = [p for own in parameters.values() for p in own]

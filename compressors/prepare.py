@@ -23,7 +23,7 @@ from tightrope.spaces.errors import CompressError
 from tightrope.spaces.network import Network
 from tightrope.spaces.points import MOVERS
 
-MEMO_BYTES = 256 << 20
+MEMO_BYTES = 32 << 20  # of what each worker remembers of earlier trials
 Weights = Mapping[str, tuple[Float, Float | None]]
 
 

@@ -9,12 +9,16 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
+from tightrope.search.stopping import Rival
 from tightrope.spaces.cost import Score
 from tightrope.spaces.errors import RunError
 from tightrope.spaces.policy import Policy
@@ -23,11 +27,15 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 Payload = Mapping[str, NDArray[Any]]
+Job = tuple[int, Policy, Rival | None]
 _log = logging.getLogger(__name__)
 
 
 class Evaluator(Protocol):
-    """Scores policies of one network on the search split."""
+    """Scores policies of one network on the search split.
+
+    One that can give up a hopeless policy also has `compare(policy, rival) -> Scored` (`search/stopping.py`).
+    """
 
     def evaluate(self, policy: Policy) -> Score:
         """The score of the model under this policy; the same policy always has the same score."""
@@ -43,12 +51,16 @@ Factory = Callable[[Payload], Evaluator]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one submitted policy: a score, or the reason why there is none. `cpu_seconds` of the worker's process."""
+    """What came of one submitted policy: a score, or the reason why there is none. `cpu_seconds` of the worker's process.
+
+    `right` as in `stopping.Scored`.
+    """
 
     number: int
     score: Score | None
     failed: str | None
     cpu_seconds: float
+    right: bytes | None = None
 
 
 class Executor(Protocol):
@@ -56,8 +68,8 @@ class Executor(Protocol):
 
     slots: int
 
-    def submit(self, number: int, policy: Policy) -> None:
-        """Hand over a policy; at most `slots` may be unfinished."""
+    def submit(self, number: int, policy: Policy, rival: Rival | None = None) -> None:
+        """Hand over a policy, and what it is held against; at most `slots` may be unfinished."""
         ...
 
     def next(self) -> Outcome:
@@ -69,16 +81,17 @@ class Executor(Protocol):
         ...
 
 
-def score(evaluator: Evaluator, number: int, policy: Policy) -> Outcome:
+def score(evaluator: Evaluator, number: int, policy: Policy, rival: Rival | None = None) -> Outcome:
     """Evaluate one policy; whatever it raises, running out of memory included, becomes the reason of a failure."""
-    start = time.process_time()
+    start, compare = time.process_time(), getattr(evaluator, "compare", None)
     failed: str | None
+    right: bytes | None = None
     try:
-        found = evaluator.evaluate(policy)
+        found, right = (evaluator.evaluate(policy), None) if compare is None else compare(policy, rival)
         failed = None if math.isfinite(found.value) else f"the score is {found.value}, which cannot be compared"
     except Exception as error:
         failed = _reason(error)
-    return Outcome(number, None if failed else found, failed, time.process_time() - start)
+    return Outcome(number, None if failed else found, failed, time.process_time() - start, right)
 
 
 def _reason(error: BaseException) -> str:
@@ -94,10 +107,10 @@ class Inline:
 
     def __init__(self, factory: Factory, payload: Payload | None = None) -> None:
         self._evaluator = factory({name: _read_only(array) for name, array in (payload or {}).items()})
-        self._waiting: deque[tuple[int, Policy]] = deque()
+        self._waiting: deque[Job] = deque()
 
-    def submit(self, number: int, policy: Policy) -> None:
-        self._waiting.append((number, policy))
+    def submit(self, number: int, policy: Policy, rival: Rival | None = None) -> None:
+        self._waiting.append((number, policy, rival))
 
     def next(self) -> Outcome:
         return score(self._evaluator, *self._waiting.popleft())
@@ -128,15 +141,16 @@ class Worker:
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
 
-    def run(self, number: int, policy: Policy) -> Outcome:
-        return score(self._evaluator, number, policy)
+    def run(self, number: int, policy: Policy, rival: Rival | None) -> Outcome:
+        return score(self._evaluator, number, policy, rival)
 
 
 class RayPool:
     """Scores on Ray actors, one core each.
 
     The payload is put into Ray's object store once; every worker maps it. A policy whose worker dies (killed, or out of memory)
-    is tried again on a new one, `retries` times, then failed.
+    is tried again on a new one, `retries` times, then failed. `slots` is above the number of workers, so that a policy waits
+    for whoever is free while the agent thinks and while an earlier trial is still to be told; with one worker it is not.
 
     Args:
         address: of a running cluster; None starts Ray here, unless it already runs in this process.
@@ -157,19 +171,24 @@ class RayPool:
 
         if workers < 1:
             raise RunError(f"a pool needs at least 1 worker, got {workers}")
-        self.slots = workers
+        self.slots = workers + (workers + 2) // 4
         self._ray, self._retries, self._patience = ray, retries, patience_seconds
         arrays = dict(payload or {})
         self._owned = not ray.is_initialized()
         if self._owned:
             _start(workers, address, sum(a.nbytes for a in arrays.values()))
-        self._running: dict[Any, tuple[ActorHandle[Any], int, Policy, int]] = {}
         self._idle: list[ActorHandle[Any]] = []
+        self._running: dict[Any, tuple[ActorHandle[Any], Job, int]] = {}
+        self._waiting: deque[Job] = deque()
+        self._events: SimpleQueue[Job | Future[Outcome] | None] = SimpleQueue()  # policies handed over and futures done
+        self._outcomes: SimpleQueue[Outcome | BaseException] = SimpleQueue()
+        self._feeder = Thread(target=self._feed, name="feeder", daemon=True)
         try:
             # in a list, so that Ray hands on the references and each worker resolves them when it can
             self._shared = [ray.put(factory), ray.put(arrays)]
             self._path = [str(Path(p).absolute()) for p in sys.path]
             self._idle = self._hire(workers)
+            self._feeder.start()
         except BaseException:
             self.close()
             raise
@@ -191,31 +210,55 @@ class RayPool:
             raise RunError(f"a worker died before its first trial: {_reason(error)}") from None
         return actors
 
-    def submit(self, number: int, policy: Policy) -> None:
-        self._send(self._idle.pop() if self._idle else self._hire(1)[0], number, policy, 0)
-
-    def _send(self, actor: ActorHandle[Any], number: int, policy: Policy, tries: int) -> None:
-        self._running[actor.run.remote(number, policy)] = (actor, number, policy, tries)
+    def submit(self, number: int, policy: Policy, rival: Rival | None = None) -> None:
+        self._events.put((number, policy, rival))
 
     def next(self) -> Outcome:
-        ray = self._ray
-        while True:
-            (ready,), _ = ray.wait(list(self._running), num_returns=1)
-            actor, number, policy, tries = self._running.pop(ready)
-            try:
-                outcome: Outcome = ray.get(ready)
-            except ray.exceptions.RayError as error:
-                ray.kill(actor)
-                if tries >= self._retries:
-                    reason = f"its worker died {tries + 1} times, the last time with {_reason(error)}"
-                    return Outcome(number, None, reason, 0.0)
-                _log.warning("the worker of trial %d died and the trial is tried again: %s", number, _reason(error))
-                self._send(self._hire(1)[0], number, policy, tries + 1)
-                continue
+        found = self._outcomes.get()
+        if isinstance(found, BaseException):
+            self._outcomes.put(found)  # for whoever asks again: there will be no other
+            raise found
+        return found
+
+    def _feed(self) -> None:
+        """Hand what waits to whoever is free, in a thread of its own; the workers need not wait for the driver."""
+        try:
+            while (event := self._events.get()) is not None:
+                if isinstance(event, Future):
+                    self._settle(event)
+                else:
+                    self._waiting.append(event)
+                while self._waiting and self._idle:
+                    self._send(self._idle.pop(), self._waiting.popleft(), 0)
+        except BaseException as error:
+            self._outcomes.put(error)
+
+    def _send(self, actor: ActorHandle[Any], job: Job, tries: int) -> None:
+        future = actor.run.remote(*job).future()
+        self._running[future] = (actor, job, tries)
+        future.add_done_callback(self._events.put)
+
+    def _settle(self, future: Future[Outcome]) -> None:
+        actor, job, tries = self._running.pop(future)
+        error = future.exception()
+        if error is None:
             self._idle.append(actor)
-            return outcome
+            self._outcomes.put(future.result())
+            return
+        self._ray.kill(actor)
+        [hired] = self._hire(1)
+        if tries >= self._retries:
+            self._idle.append(hired)
+            reason = f"its worker died {tries + 1} times, the last time with {_reason(error)}"
+            self._outcomes.put(Outcome(job[0], None, reason, 0.0))
+        else:
+            _log.warning("the worker of trial %d died and the trial is tried again: %s", job[0], _reason(error))
+            self._send(hired, job, tries + 1)
 
     def close(self) -> None:
+        if self._feeder.is_alive():
+            self._events.put(None)
+            self._feeder.join()
         for actor in [*self._idle, *(entry[0] for entry in self._running.values())]:
             self._ray.kill(actor)
         self._idle, self._running = [], {}

@@ -5,12 +5,13 @@ import fcntl
 import json
 import os
 import time
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from tightrope.search.trial import Trial
+from tightrope.search.trial import Trial, bits
 from tightrope.spaces.cost import Cost, Score
 from tightrope.spaces.errors import FormatError, RunError
 from tightrope.spaces.fields import Fields, parse
@@ -26,7 +27,9 @@ class Header:
     """What a search is about; the first line of its journal.
 
     `network` is the network's fingerprint. `budget` is the budget's text, `limits` the same in absolute numbers and `floor` the
-    points below dense that must be kept, if any. `started` is Unix time.
+    points below dense that must be kept, if any. `workers` counts the trials that are under way at once. `started` is Unix time.
+    `stopping` is the error rate at which trials are given up early (0: never), `right` what the dense model has right (see
+    `Trial`).
     """
 
     name: str
@@ -46,6 +49,8 @@ class Header:
     trials: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     started: float = 0.0
+    stopping: float = 0.0
+    right: bytes | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -55,6 +60,7 @@ class Header:
             "agent": self.agent, "seed": self.seed, "metric": self.metric,
             "dense": {"policy": self.dense.to_json(), "score": self.dense_score.to_json(), "cost": self.dense_cost.to_json()},
             "workers": self.workers, "trials": self.trials, "settings": dict(self.settings), "started": self.started,
+            "stopping": self.stopping, **({} if self.right is None else {"right": b64encode(self.right).decode()}),
         }  # fmt: skip
 
     @staticmethod
@@ -73,6 +79,7 @@ class Header:
             Score.from_json(dense.take("score", dict), f"{dense.where}.score"),
             Cost.from_json(dense.take("cost", dict), f"{dense.where}.cost"),
             f.take("workers", int, 1), f.take("trials", int, 0), f.take("settings", dict, {}), f.take("started", float),
+            f.take("stopping", float, 0.0), bits(f),
         )  # fmt: skip
 
 

@@ -37,14 +37,19 @@ class Results:
         return (trial.cost.metric(self.metric) or 0.0) / (self.header.dense_cost.metric(self.metric) or 1.0)
 
     @property
+    def complete(self) -> list[Trial]:
+        """The trials that were not given up early."""
+        return [t for t in self.trials if t.score is None or t.score.count >= self.header.dense_score.count]
+
+    @property
     def front(self) -> list[Trial]:
         """The trials that no other beats in both traded cost and score, from cheapest to dearest."""
-        return pareto.front(self.trials, self.price)
+        return pareto.front(self.complete, self.price)
 
     @property
     def best(self) -> Trial | None:
         """The trial to take (see `pareto.best`); None where none is feasible."""
-        return pareto.best(self.trials, self.price, least_cost=self.header.floor is not None)
+        return pareto.best(self.complete, self.price, least_cost=self.header.floor is not None)
 
     @property
     def budget_use(self) -> float | None:
@@ -63,7 +68,7 @@ class Results:
         length = 0.5 * abs(dense) or 1.0
         top = dict(self.header.limits).get(self.metric)
         most = 1.0 if top is None else top / (self.header.dense_cost.metric(self.metric) or top)
-        scored = [(self.price(t) / most, (t.score.value - dense) / length) for t in self.trials if t.score is not None]
+        scored = [(self.price(t) / most, (t.score.value - dense) / length) for t in self.complete if t.score is not None]
         return pareto.hypervolume([c for c, _ in scored], [s for _, s in scored], (1.0, -1.0))
 
     def frame(self, network: Network) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from tightrope.search.agents.repair import fit
 from tightrope.search.distribute import Executor
 from tightrope.search.journal import Control, Final, Header, Journal, Record
 from tightrope.search.results import Results
+from tightrope.search.stopping import Rival, Scored
 from tightrope.search.trial import Trial
 from tightrope.spaces.budget import Budget, Limits
 from tightrope.spaces.cost import Score
@@ -25,6 +26,9 @@ from tightrope.spaces.space import Space
 if TYPE_CHECKING:
     import pandas as pd
 
+Answer = tuple[Score | None, str | None, bytes | None]  # score, reason of failure, what is right
+SLACK = 1.05
+"""A policy is held against the best trial that costs at most this many times as much: what such a trial dominates is hopeless."""
 OnTrial = Callable[[Trial, "Study"], None]
 _log = logging.getLogger(__name__)
 
@@ -32,9 +36,9 @@ _log = logging.getLogger(__name__)
 class Study(Results):
     """Drives one agent and the workers that score its policies.
 
-    The k-th ask sees the trials told from 0 to k-W in order, with W workers, whoever finishes first; so the same seed and the
-    same number of workers give the same trials. Make one with `start` or `resume`, then `run` it. To look only, `journal.read` the
-    folder and take its `Results`.
+    The k-th ask sees the trials told from 0 to k-W in order, where W trials are under way at once (`Executor.slots`, a little more
+    than there are workers), whoever finishes first; so the same seed and the same number of workers give the same trials.
+    Make one with `start` or `resume`, then `run` it. To look only, `journal.read` the folder and take its `Results`.
     """
 
     def __init__(self, header: Header, problem: Problem, agent: Agent, book: Journal | None = None, record: Record | None = None):
@@ -45,8 +49,8 @@ class Study(Results):
         self._book = book
         self._kept: dict[int, Trial] = {t.number: t for t in (record.trials if record else ())}  # finished
         self._told: list[Trial] = []  # and told to the agent, in order
-        self._answers: dict[Policy, tuple[Score | None, str | None]] = {header.dense: (header.dense_score, None)}
-        self._answers.update({t.policy: (t.score, t.failed) for t in self._kept.values()})
+        self._answers: dict[Policy, Answer] = {header.dense: (header.dense_score, None, header.right)}
+        self._answers.update({t.policy: (t.score, t.failed, t.right) for t in self._kept.values()})
 
     @staticmethod
     def start(
@@ -62,8 +66,13 @@ class Study(Results):
         trials: int = 100,
         seed: int = 0,
         metric: str = "top1",
+        stopping: float = 0.0,
     ) -> Study:
         """Begin a search: score the dense model, resolve the budget against its cost, and open the journal.
+
+        Args:
+            stopping: probability with which a trial that is no worse than the best so far may be given up early; 0 scores every
+                trial on the whole split. Only `top1` gives up trials.
 
         Raises:
             BudgetError: the device cannot cost the budget, or no policy found meets it (the cheapest is named).
@@ -81,9 +90,11 @@ class Study(Results):
             limits = budget.resolve(cost, device.metrics, device.name)
             problem = Problem(space, device, limits, Score(0.0, 0.0, 0), budget.floor, seed, trials)
             problem.check()
+            score, right = _score_dense(executor, whole)
             header = Header(
                 name, space.network.fingerprint, device.name, device.simulated, budget.text, limits.top, budget.floor, agent,
-                seed, metric, whole, _score_dense(executor, whole), cost, executor.slots, trials, dict(settings or {}), time.time(),
+                seed, metric, whole, score, cost, executor.slots, trials, dict(settings or {}), time.time(), stopping,
+                right if stopping else None,
             )  # fmt: skip
             study = Study._make(header, space, device, book, None)
             if book is not None:
@@ -133,7 +144,10 @@ class Study(Results):
         """
         total = self.header.trials if trials is None else trials
         if executor.slots != self.header.workers:
-            raise RunError(f"this search began with {self.header.workers} workers and goes on with as many, got {executor.slots}")
+            raise RunError(
+                f"this search began with {self.header.workers} trials under way at once and goes on with as many, got "
+                f"{executor.slots}; give it as many workers as before"
+            )
         old, queue = set(self._kept), _Queue(self, executor)
         while len(self._told) < total:
             while queue.asked < min(len(self._told) + executor.slots, total):
@@ -147,15 +161,32 @@ class Study(Results):
         if self._book is not None:
             self._book.sync()
 
-    def _finish(self, number: int, policy: Policy, score: Score | None, failed: str | None, cpu_seconds: float) -> None:
+    def rival(self, policy: Policy) -> Rival | None:
+        """What a policy asked now is held against while it is scored, so that it can be given up early; None to score it whole.
+
+        It follows from the trials told so far alone, so that the same seed and workers give the same trials. Under an accuracy
+        to be kept it is the dense model, less the points that may be lost.
+        """
+        error, right = self.header.stopping, self.header.right
+        if not error or right is None:
+            return None
+        if self.header.floor is not None:
+            return Rival(right, -self.header.floor, error)
+        price = self.problem.price
+        most = SLACK * price(self.problem.cost(policy))
+        able = [t for t in self._told if t.right is not None and t.feasible and price(t.cost) <= most]
+        best = max(able, key=lambda t: (t.score.value if t.score else 0.0, -t.number), default=None)
+        return None if best is None or best.right is None else Rival(best.right, 0.0, error)
+
+    def _finish(self, number: int, policy: Policy, answer: Answer, cpu_seconds: float) -> None:
         """Record a trial, before anyone is told of it."""
-        cost = self.problem.cost(policy)
-        feasible = self.problem.meets(score, cost)
-        trial = Trial(number, self.header.agent, policy, cost, score, feasible, failed, cpu_seconds, time.time())
+        cost, (score, failed, right) = self.problem.cost(policy), answer
+        feasible, right = self.problem.meets(score, cost), right if self.header.stopping else None
+        trial = Trial(number, self.header.agent, policy, cost, score, feasible, failed, cpu_seconds, time.time(), right)
         if self._book is not None:
             self._book.append(trial)
         self._kept[number] = trial
-        self._answers[policy] = (score, failed)
+        self._answers[policy] = answer
 
     def close(self) -> None:
         """Let others open the run folder."""
@@ -213,12 +244,12 @@ class _Queue:
             if kept.policy != policy:
                 _log.warning("the agent asks for another policy in trial %d than before; costs or code have changed since", number)
         elif policy in study._answers:
-            study._finish(number, policy, *study._answers[policy], 0.0)
+            study._finish(number, policy, study._answers[policy], 0.0)
         elif policy in self._flying:
             self._flying[policy].append(number)
         else:
             self._flying[policy] = [number]
-            self._executor.submit(number, policy)
+            self._executor.submit(number, policy, study.rival(policy))
 
     def wait(self, number: int) -> Trial:
         """The finished trial of this number."""
@@ -230,13 +261,13 @@ class _Queue:
                 continue  # asked before a run that was broken off
             for k in self._flying.pop(policy):
                 seconds = outcome.cpu_seconds if k == outcome.number else 0.0
-                study._finish(k, policy, outcome.score, outcome.failed, seconds)
+                study._finish(k, policy, (outcome.score, outcome.failed, outcome.right), seconds)
         return study._kept[number]
 
 
-def _score_dense(executor: Executor, policy: Policy) -> Score:
+def _score_dense(executor: Executor, policy: Policy) -> Scored:
     executor.submit(-1, policy)
     outcome = executor.next()
     if outcome.score is None:
         raise DataError(f"the model cannot be scored before compression: {outcome.failed}")
-    return outcome.score
+    return outcome.score, outcome.right

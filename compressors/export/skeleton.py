@@ -84,6 +84,11 @@ class Skeleton:
             _put(model, path, factor * batch**power * extent.at(widths))
         return model
 
+    @property
+    def any_batch(self) -> bool:
+        """Whether one learnt graph serves all batch sizes."""
+        return self._learn(0) is not None
+
     def _learn(self, batch: int) -> Learnt | None:
         """Export at a few widths (and batches, for batch 0), and find for every size the form that it follows."""
         if batch not in self._learnt:

@@ -43,23 +43,28 @@ def factor(covariance: Matrix) -> Matrix:
 class Nested:
     """All least-squares reconstructions of one layer whose inputs are cut in one order.
 
-    `order` are its `f` inputs from first to last kept; `lower` (`f x f`) and `projected` (`f x rows`) as in the module's words.
+    `order` are its `f` inputs from first to last kept; `lower` (`f x f`) and `projected` (`f x rows`, in single precision like
+    the weights) as in the module's words.
     """
 
     order: Index
     lower: Matrix
-    projected: Matrix
+    projected: NDArray[np.float32]
 
     @staticmethod
     def of(weight: Matrix, covariance: Matrix, order: Index) -> "Nested":
         """From `rows x f` weights and the `f x f` centred covariance."""
         lower = factor(damped(covariance)[np.ix_(order, order)])
-        return Nested(order, lower, lower.T @ weight[:, order].T)
+        return Nested(order, lower, (lower.T @ weight[:, order].T).astype(np.float32))
 
     def at(self, count: int, rows: Index) -> Matrix:
         """Weights (`len(rows) x count`) over the first `count` inputs of the order, those sorted by index."""
         new = solve_triangular(
-            self.lower[:count, :count], self.projected[:count][:, rows], lower=True, trans="T", check_finite=False
+            self.lower[:count, :count],
+            self.projected[:count][:, rows].astype(np.float64),
+            lower=True,
+            trans="T",
+            check_finite=False,
         )
         made: Matrix = new[np.argsort(self.order[:count])].T
         return made

@@ -96,7 +96,7 @@ def test_the_number_of_workers_stays(tmp_path: Path) -> None:
     executor = Inline(Watched)
     begin(executor, tmp_path).close()
     executor.slots = 2
-    with Study.resume(tmp_path, SPACE, DEVICE) as study, pytest.raises(RunError, match="began with 1 workers"):
+    with Study.resume(tmp_path, SPACE, DEVICE) as study, pytest.raises(RunError, match="began with 1 trials under way"):
         study.run(executor)
 
 
