@@ -29,6 +29,9 @@ class Agent(Protocol):
     `ask(k)` is called for k = 0, 1, ... in order, and what it returns depends only on the problem (its seed among it), on
     `k`, on the trials told so far and, with several workers, on the asks not yet told. So an agent is resumed by telling it
     what the journal holds. Every policy asked is a point of the space within the limits.
+
+    An agent of several parts may have a method `part(number)` too, asked right behind `ask`: the name that the trial bears
+    in the journal.
     """
 
     def ask(self, number: int) -> Policy:
@@ -79,8 +82,9 @@ class Problem:
         found = dict(zip(new, self.device.estimate_many(self.network, new), strict=True)) if new else {}
         costs = [found.get(p) or self._known[p] for p in policies]
         self._known.update(found)
-        for policy in list(self._known)[: max(0, len(self._known) - _REMEMBERED)]:
-            del self._known[policy]
+        if len(self._known) > _REMEMBERED:
+            for policy in list(self._known)[: len(self._known) - _REMEMBERED // 2]:
+                del self._known[policy]
         return costs
 
     def cost(self, policy: Policy) -> Cost:
@@ -144,10 +148,15 @@ class Problem:
 
 
 _AGENTS = {
+    "auto": "tightrope.search.agents.portfolio:Auto",
+    "cmaes": "tightrope.search.agents.cmaes:CMAES",
     "ddpg": "tightrope.search.agents.ddpg:DDPG",
+    "gp": "tightrope.search.agents.bayes:GP",
+    "ilp": "tightrope.search.agents.ilp:ILP",
+    "netadapt": "tightrope.search.agents.netadapt:NetAdapt",
     "nsga2": "tightrope.search.agents.nsga2:NSGA2",
     "random": "tightrope.search.agents.random:Random",
-    "tpe": "tightrope.search.agents.tpe:TPE",
+    "tpe": "tightrope.search.agents.bayes:TPE",
     "uniform": "tightrope.search.agents.uniform:Uniform",
 }
 
@@ -158,7 +167,19 @@ def names() -> list[str]:
 
 
 def make(name: str, problem: Problem, settings: Mapping[str, Any] | None = None) -> Agent:
-    """The agent of this name; `settings` go to its constructor by keyword."""
+    """The agent of this name; `settings` go to its constructor by keyword.
+
+    Two settings are every agent's: `start`, another agent that asks for the first trials, and `start_trials`, how many of them
+    (a quarter of those planned).
+    """
+    settings = dict(settings or {})
+    start, first = settings.pop("start", None), settings.pop("start_trials", problem.trials // 4)
+    if start is not None:
+        from tightrope.search.agents.portfolio import Started
+
+        if start == name or not isinstance(first, int) or first < 0:
+            raise ConfigError(f"start must be another agent and start_trials a number, got start={start!r}, start_trials={first!r}")
+        return Started(make(name, problem, settings), make(start, problem), name, start, first)
     plugged = {entry.name: entry.value for entry in entry_points(group="tightrope.agents")}
     where = _AGENTS.get(name) or plugged.get(name)
     if where is None:
@@ -166,9 +187,9 @@ def make(name: str, problem: Problem, settings: Mapping[str, Any] | None = None)
     module, _, attribute = where.partition(":")
     maker = getattr(importlib.import_module(module), attribute)
     try:
-        agent: Agent = maker(problem, **(settings or {}))
+        agent: Agent = maker(problem, **settings)
     except TypeError as error:
         if settings:
-            raise ConfigError(f"agent {name!r} does not take these settings {dict(settings)}: {error}") from None
+            raise ConfigError(f"agent {name!r} does not take these settings {settings}: {error}") from None
         raise
     return agent

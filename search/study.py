@@ -48,6 +48,7 @@ class Study(Results):
         self.finals: list[Final] = list(record.finals if record else ())
         self._book = book
         self._kept: dict[int, Trial] = {t.number: t for t in (record.trials if record else ())}  # finished
+        self._names: dict[int, str] = {}  # who asked for a trial, where the agent has parts
         self._told: list[Trial] = []  # and told to the agent, in order
         self._answers: dict[Policy, Answer] = {header.dense: (header.dense_score, None, header.right)}
         self._answers.update({t.policy: (t.score, t.failed, t.right) for t in self._kept.values()})
@@ -182,7 +183,8 @@ class Study(Results):
         """Record a trial, before anyone is told of it."""
         cost, (score, failed, right) = self.problem.cost(policy), answer
         feasible, right = self.problem.meets(score, cost), right if self.header.stopping else None
-        trial = Trial(number, self.header.agent, policy, cost, score, feasible, failed, cpu_seconds, time.time(), right)
+        name = self._names.pop(number, self.header.agent)
+        trial = Trial(number, name, policy, cost, score, feasible, failed, cpu_seconds, time.time(), right)
         if self._book is not None:
             self._book.append(trial)
         self._kept[number] = trial
@@ -238,6 +240,9 @@ class _Queue:
         if kept is not None and number < self._settled:
             return
         policy = study.agent.ask(number)
+        part = getattr(study.agent, "part", None)
+        if part is not None and kept is None:
+            study._names[number] = part(number)
         if not study.problem.limits.met(study.problem.cost(policy)):
             policy = fit(study.problem, study.problem.space.encode(policy))
         if kept is not None:

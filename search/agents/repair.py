@@ -25,7 +25,8 @@ Point = NDArray[np.float64]
 
 _SWEEPS = 6
 _STEPS = 16
-_TRIES = 24
+_ROUNDS, _PREFIXES = 4, 6
+_FULL = 0.998
 
 
 def cheapest(space: Space, costs: Costs, use: Callable[[Cost], float]) -> Policy:
@@ -65,7 +66,9 @@ def _least(costs: list[Cost], use: Callable[[Cost], float]) -> int:
     return min(range(len(costs)), key=lambda i: use(costs[i]))
 
 
-def fit(problem: Problem, wanted: ArrayLike, limits: Limits | None = None, *, fill: bool = True) -> Policy:
+def fit(
+    problem: Problem, wanted: ArrayLike, limits: Limits | None = None, *, fill: bool = True, keep: Sequence[int] = ()
+) -> Policy:
     """A policy that fits, as near as can be to a point of [0,1]^d; with `fill`, grown until the budget is used.
 
     A point over budget moves along a straight line towards the cheapest policy, so that every decision gives in by the same
@@ -76,6 +79,7 @@ def fit(problem: Problem, wanted: ArrayLike, limits: Limits | None = None, *, fi
     Args:
         wanted: `d`-dim point.
         limits: what must hold, the problem's if None. Where even the cheapest policy breaks them, it is the answer.
+        keep: decisions that `fill` leaves alone.
     """
     space, limits = problem.space, limits or problem.limits
     goal: Point = np.asarray(wanted, dtype=np.float64)
@@ -89,8 +93,9 @@ def fit(problem: Problem, wanted: ArrayLike, limits: Limits | None = None, *, fi
         if not fits([low])[0]:
             return problem.cheapest
         point = _climb(space, _along(low, goal, fits), goal, fits)
-    if fill:
+    if fill and limits.use(problem.cost(space.decode(point))) < _FULL:
         dense = np.ones(space.dimension)
+        dense[[*keep]] = point[[*keep]]
         point = _climb(space, _along(point, dense, fits), dense, fits)
     return space.decode(point)
 
@@ -111,21 +116,25 @@ def _along(start: Point, goal: Point, fits: Fits) -> Point:
 def _climb(space: Space, start: Point, goal: Point, fits: Fits) -> Point:
     """Move `start`, which fits, towards `goal` one option of one decision at a time, those that are farthest first.
 
-    As many moves as fit together are found by bisection; the one that does not fit is left out from then on. At most `_TRIES`
-    points are asked for.
+    As many moves as fit together are found in two looks, of `_PREFIXES` points each: devices answer many policies at once
+    sooner than one after another. The moves behind them, which do not fit, are left out from then on.
     """
-    options, point, tries = np.array([len(v.options) for v in space.variables]), start, 0
+    options, point = np.array([len(v.options) for v in space.variables]), start
     left = set(np.flatnonzero(start != goal).tolist())
-    while left and tries < _TRIES:
+    for _ in range(_ROUNDS):
+        if not left:
+            break
         moved = point + np.clip(goal - point, -1 / options, 1 / options)
         order = sorted(left, key=lambda i: (-abs(goal[i] - point[i]) * options[i], i))
         done, over = 0, len(order) + 1  # the first `done` moves fit, the first `over` do not
-        while over - done > 1 and tries < _TRIES:
-            middle = (done + over + 1) // 2
-            tried = point.copy()
-            tried[order[:middle]] = moved[order[:middle]]
-            done, over = (middle, over) if fits([tried])[0] else (done, middle)
-            tries += 1
+        for _ in range(2):
+            counts = sorted({*np.linspace(done + 1, over - 1, _PREFIXES).astype(int).tolist()} - {done, over})
+            tried = np.repeat(point[None], len(counts), axis=0)
+            for row, count in zip(tried, counts, strict=True):
+                row[order[:count]] = moved[order[:count]]
+            inside = [count for count, ok in zip(counts, fits(list(tried)), strict=True) if ok]
+            done = max(inside, default=done)
+            over = min((count for count in counts if count > done), default=over)
         point = point.copy()
         point[order[:done]] = moved[order[:done]]
         left -= set(order[done:over])

@@ -15,7 +15,7 @@ from tightrope.spaces.space import Space
 
 
 class Uniform:
-    """First, for each precision of the space, the largest even share that fits; then small changes to the best of these.
+    """First, for each precision of the space, the largest even share that fits (see `Even`); then small changes to the best of these.
 
     Args:
         spread: standard deviation of the changes, in [0,1]^d.
@@ -53,6 +53,8 @@ class Even:
     def policies(self) -> list[Policy]:
         """For each bit pair, the policy of the largest even share within the limits; the least one made to fit if none is.
 
+        Pairs that another one beats in bits and share are left out.
+
         Under an accuracy to be kept, those of 0.75, 0.5 and 0.25 times the dense cost.
         """
         if self._policies is None:
@@ -63,12 +65,20 @@ class Even:
         return self._policies
 
     def _within(self, limits: Limits) -> list[Policy]:
-        space, found = self._problem.space, []
+        """Those that no other one beats in weight bits, activation bits and share at once, dearest precision first.
+
+        Where more than an eighth of the trials would go to them, some are left out evenly.
+        """
+        space, problem = self._problem.space, self._problem
+        shares, found = even_shares(space), list[tuple[int, int, float]]()
         for pair in sorted({p for offered in space.pairs.values() for p in offered}, reverse=True):
-            policies = [space.uniform(share, pair) for share in even_shares(space)]
-            fitting = [p for p, cost in zip(policies, self._problem.costs(policies), strict=True) if limits.met(cost)]
-            found += fitting[-1:]
-        return found
+            costs = problem.costs([space.uniform(share, pair) for share in shares])
+            largest = max((share for share, cost in zip(shares, costs, strict=True) if limits.met(cost)), default=None)
+            if largest is not None and not any(w >= pair[0] and a >= pair[1] and s >= largest for w, a, s in found):
+                found.append((*pair, largest))
+        most = max(4, problem.trials // 8)
+        kept = sorted({*np.linspace(0, len(found) - 1, min(most, len(found))).astype(int).tolist()})
+        return [space.uniform(share, (w, a)) for w, a, share in (found[i] for i in kept)]
 
     def near(self, number: int, rng: np.random.Generator, spread: float) -> NDArray[np.float64]:
         """A point near one of the even policies, which take turns; `spread` is its standard deviation in [0,1]^d."""

@@ -180,6 +180,8 @@ def play(problem: Problem, agent: Agent, trials: int, *, start: int = 0) -> list
     """Ask, score and tell, one at a time."""
     played = []
     for number in range(start, start + trials):
-        played.append(judge(problem, number, agent.ask(number)))
+        policy = agent.ask(number)
+        name = getattr(agent, "part", lambda _: "test")(number)
+        played.append(judge(problem, number, policy, name))
         agent.tell(played[-1])
     return played

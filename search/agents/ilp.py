@@ -1,0 +1,165 @@
+"""Sensitivities and an integer programme, after HAWQ-V3 (Yao et al. 2021, section 3.4), over channels, ranks and bits at once.
+
+Theirs takes the sensitivity of a layer from the Hessian; here they are measured: the first trials move a few decisions each
+around the best even policy, within the budget, and a regression (`response`) tells what each option of each decision is worth.
+The programme then picks one option a decision, for the most score at a cost that the device has told for each option by itself.
+Neither costs nor losses really add up, so both are estimated again at the solution, the next programme starts from the best
+trial told, and the regression learns from every trial what decisions do to each other.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array, vstack
+
+from tightrope.search.agent import Problem
+from tightrope.search.agents.aim import Aim
+from tightrope.search.agents.repair import fit
+from tightrope.search.agents.response import Response
+from tightrope.search.agents.uniform import Even
+from tightrope.search.trial import Trial
+from tightrope.spaces.budget import Limits
+from tightrope.spaces.cost import Cost
+from tightrope.spaces.policy import Policy
+
+Float = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+_TIGHTER = (1.0, 0.98, 0.94, 0.88, 0.8)
+_AGAIN = 4
+
+
+class ILP:
+    """The programme's solutions; between them what the regression is not sure of, drawn from its posterior.
+
+    Args:
+        sensitivities: trials that measure, None for as many as there are decisions, at most a quarter of those planned.
+        moved: decisions that each of them moves, None for as many as let every decision be moved twice.
+        certain: share of the programmes that take the regression at its mean.
+        reach: most decisions that a programme changes, as a share of all.
+        cheaper: share of the trials that aim below the budget.
+    """
+
+    def __init__(
+        self, problem: Problem, *, sensitivities: int | None = None, moved: int | None = None, certain: float = 0.4,
+        reach: float = 0.5, cheaper: float = 0.1,
+    ) -> None:  # fmt: skip
+        self._problem, self._aim, self._even = problem, Aim(problem, cheaper=cheaper), Even(problem)
+        d = problem.space.dimension
+        self._sensitivities = min(d, max(2, problem.trials // 4)) if sensitivities is None else sensitivities
+        self._moved = max(1, -(-2 * d // self._sensitivities)) if moved is None else moved
+        self._certain, self._reach = certain, reach
+        self._response = Response(problem.space)
+        self._sizes = self._response.sizes
+        self._told: dict[Policy, float] = {}
+        self._points: dict[Policy, Index] = {}
+        self._fitted = 0
+        self._singles: dict[Policy, tuple[Index, list[Cost]]] = {}
+
+    def ask(self, number: int) -> Policy:
+        problem, rng, even = self._problem, self._problem.rng(number), self._even.policies
+        limits = self._aim.limits(rng)
+        if number < len(even):
+            return even[number]
+        if number < len(even) + self._sensitivities or len(self._told) < 4:
+            return self._measure(number - len(even), rng, limits)
+        self._learn()
+        for attempt in range(_AGAIN):
+            sure = attempt == 0 and rng.random() < self._certain
+            weights = self._response.weights(None if sure else rng)
+            policy = self._programme(self._best(), weights, limits)
+            if policy not in self._told:
+                return policy
+        return self._measure(number, rng, limits)
+
+    def tell(self, trial: Trial) -> None:
+        self._aim.tell(trial)
+        if trial.score is None:
+            return
+        self._told[trial.policy] = self._problem.value(trial.score, trial.cost)
+        self._points[trial.policy] = self._options(trial.policy)
+
+    def losses(self) -> Mapping[str, float]:
+        return {"noise": self._response.noise} if self._fitted else {}
+
+    def _options(self, policy: Policy) -> Index:
+        return (self._problem.space.encode(policy) * self._sizes).astype(np.int64)
+
+    def _best(self) -> Policy:
+        best = self._aim.best
+        return self._even.policies[0] if best is None else best.policy
+
+    def _measure(self, turn: int, rng: np.random.Generator, limits: Limits) -> Policy:
+        """The best policy so far with a few decisions at other options; all decisions take their turn."""
+        d, start = len(self._sizes), turn * self._moved
+        order = self._problem.rng(start // max(1, d), use=2).permutation(d)
+        chosen = order[(start + np.arange(self._moved)) % max(1, d)] if d else order
+        options, sizes = self._options(self._best()), self._sizes[chosen]
+        options[chosen] = (options[chosen] + 1 + (rng.random(len(chosen)) * (sizes - 1)).astype(int)) % sizes
+        return fit(self._problem, (options + 0.5) / self._sizes, limits, keep=chosen.tolist())
+
+    def _learn(self) -> None:
+        if self._fitted != len(self._told):
+            self._fitted = len(self._told)
+            values = np.array(list(self._told.values()))
+            top = values.max()
+            scale = max(float(np.median(top - values)), 1e-9)
+            self._response.fit(list(self._points.values()), (-np.log1p((top - values) / scale)).tolist())
+
+    def _programme(self, centre: Policy, weights: Float, limits: Limits) -> Policy:
+        """The best policy by these weights in reach of `centre`, within the limits as the device costs it."""
+        problem, space, start = self._problem, self._problem.space, self._options(centre)
+        singles, costs = self._around(centre, start)
+        gains = self._response.predict(singles, weights) - self._response.predict(start[None], weights)
+        spent = _figures([problem.cost(centre)], limits)[0]
+        rises, most = _figures(costs, limits) - spent, np.array([value for _, value in limits.top])
+        for share in _TIGHTER:
+            chosen = _solve(self._sizes, start, gains, rises, share * most - spent, self._reach)
+            policy = centre if chosen is None else space.decode((chosen + 0.5) / self._sizes)
+            if limits.met(problem.cost(policy)):
+                break
+        return fit(problem, space.encode(policy), limits)
+
+    def _around(self, centre: Policy, start: Index) -> tuple[Index, list[Cost]]:
+        """Every policy that differs from `centre` in one decision at most, decision by decision, and what it costs."""
+        if centre not in self._singles:
+            rows = np.repeat(start[None], self._sizes.sum(), axis=0)
+            rows[np.arange(len(rows)), np.repeat(np.arange(len(start)), self._sizes)] = np.concatenate([*map(np.arange, self._sizes)])
+            costs = self._problem.costs([self._problem.space.decode(p) for p in (rows + 0.5) / self._sizes])
+            self._singles = {centre: (rows, costs)}
+        return self._singles[centre]
+
+
+def _figures(costs: Sequence[Cost], limits: Limits) -> Float:
+    """`n x m` array of the limited metrics of costs."""
+    return np.array([[cost.metric(metric) or 0.0 for metric, _ in limits.top] for cost in costs])
+
+
+def _solve(sizes: Index, start: Index, gains: Float, rises: Float, room: Float, reach: float) -> Index | None:
+    """One option a decision for the most gain; None where nothing fits.
+
+    Args:
+        sizes, start: `d`-dim, how many options each decision has and where it stands.
+        gains, rises: `o`-dim and `o x m`, of all options of all decisions in order: gain, and rise of each cost.
+        room: `m`-dim, how much each cost may rise in all.
+        reach: share of the decisions that may change.
+    """
+    d, count = len(sizes), int(sizes.sum())
+    first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    owner = np.repeat(np.arange(d), sizes)
+    stays = np.zeros(count)
+    stays[first + start] = 1
+    one = csr_array((np.ones(count), (owner, np.arange(count))))
+    scale = np.abs(rises).max(0, initial=1e-300)
+    rows = vstack([one, csr_array(rises.T / scale[:, None]), csr_array(stays[None])]).tocsr()
+    low = np.concatenate([np.ones(d), np.full(len(room), -np.inf), [d - max(1, round(reach * d))]])
+    high = np.concatenate([np.ones(d), room / scale, [np.inf]])
+    found = milp(
+        -gains, integrality=np.ones(count), bounds=Bounds(0, 1), constraints=LinearConstraint(rows, low, high),
+        options={"mip_rel_gap": 1e-3, "node_limit": 200},
+    )  # fmt: skip
+    if found.x is None:
+        return None
+    return np.array([np.argmax(x) for x in np.split(found.x, first[1:])])
