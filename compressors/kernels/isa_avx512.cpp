@@ -53,12 +53,13 @@ struct Isa {
 };
 
 #include "clip.inl"
+#include "codes.inl"
 #include "linear.inl"
 
 }  // namespace
 
 const Kernels& avx512_kernels() noexcept {
-  static constexpr Kernels table{"avx512", abs_max, clip_scale, encode, quantize_row, linear_part, dot_peak};
+  static constexpr Kernels table{"avx512", abs_max, clip_scale, encode, quantize, dequantize, quantize_row, linear_part, dot_peak};
   return table;
 }
 

@@ -36,6 +36,11 @@ struct Kernels {
   // codes = clamp(round_half_even(w / scale), -levels, levels).
   void (*encode)(const float* w, std::size_t n, float scale, int levels, std::int8_t* codes) noexcept;
 
+  // Activations to unsigned codes, clamp(round_half_even(x * inverse) + zero, 0, 255) and 0 for NaN, and back:
+  // (code - zero) * scale. `zero` lies in [0, 255].
+  void (*quantize)(const float* x, std::size_t n, float inverse, int zero, std::uint8_t* codes) noexcept;
+  void (*dequantize)(const std::uint8_t* codes, std::size_t n, float scale, int zero, float* x) noexcept;
+
   // One row of a linear's input, and rows [row0, row1) x tiles [tile0, tile1) of its output; at most kRowBlock rows.
   void (*quantize_row)(const Linear& call, std::size_t row, const QuantizedRows& out) noexcept;
   void (*linear_part)(const Linear& call, const QuantizedRows& rows, std::size_t row0, std::size_t row1,
@@ -48,6 +53,12 @@ struct Kernels {
 const Kernels& portable_kernels() noexcept;
 const Kernels& avx2_kernels() noexcept;
 const Kernels& avx512_kernels() noexcept;
+
+// The same over many elements, on up to `threads` threads.
+void quantize(const Kernels& isa, const float* x, std::size_t n, float scale, int zero, std::uint8_t* codes,
+              int threads);
+void dequantize(const Kernels& isa, const std::uint8_t* codes, std::size_t n, float scale, int zero, float* x,
+                int threads);
 
 // The fastest table this processor runs, or the one that TIGHTROPE_ISA names. Throws std::runtime_error if that name
 // is unknown or the machine lacks the instructions. Decided once, at the first call.

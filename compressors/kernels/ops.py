@@ -1,4 +1,4 @@
-"""The packed linear as a torch operator, `torch.ops.tightrope.quant_linear`.
+"""The packed linear, and codes of activations, as torch operators: `torch.ops.tightrope.quant_linear`, `quantize`, `dequantize`.
 
 Defined here, implemented in C++ (`torch_op.cpp`) through torch's stable C interface: a call costs a microsecond or two
 more than the kernel. Any tensor that is not on the CPU finds no implementation.
@@ -20,6 +20,8 @@ _LIBRARY.define(  # type: ignore[no-untyped-call]
     "float x_scale=0.0, int x_zero=0, float y_scale=0.0, int y_zero=0) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+for _name in ("quantize", "dequantize"):
+    _LIBRARY.define(f"{_name}(Tensor x, float scale, int zero) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
 _kernels.register_torch_op(str(next((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"))))
 
 
@@ -59,4 +61,23 @@ def _result(
     return x.new_empty((*x.shape[:-1], n), dtype=torch.uint8 if y_scale else torch.float32)
 
 
+@torch.library.register_fake("tightrope::quantize", lib=_LIBRARY)  # type: ignore[untyped-decorator]
+def _codes(x: torch.Tensor, scale: float, zero: int) -> torch.Tensor:
+    """Unsigned codes `clamp(round(x / scale) + zero, 0, 255)`, half to even, 0 for NaN; uint8 of the strides of x.
+
+    Args:
+        x: float32, dense in memory in any order of dimensions.
+        zero: in [0, 255].
+    """
+    return torch.empty_like(x, dtype=torch.uint8)
+
+
+@torch.library.register_fake("tightrope::dequantize", lib=_LIBRARY)  # type: ignore[untyped-decorator]
+def _values(x: torch.Tensor, scale: float, zero: int) -> torch.Tensor:
+    """What uint8 codes stand for, `(x - zero) * scale`: float32 of the strides of x, which is dense in memory."""
+    return torch.empty_like(x, dtype=torch.float32)
+
+
+quantize = torch.ops.tightrope.quantize.default
+dequantize = torch.ops.tightrope.dequantize.default
 quant_linear = torch.ops.tightrope.quant_linear.default

@@ -1,4 +1,4 @@
-// torch.ops.tightrope.quant_linear on the CPU, through the C interface that torch keeps stable (torch/csrc/stable). Its
+// torch.ops.tightrope.quant_linear, quantize and dequantize on the CPU, through the C interface that torch keeps stable (torch/csrc/stable). Its
 // functions are looked up in the running process: neither building nor importing the kernels needs torch. A Python
 // implementation would cost some six microseconds more a call.
 #include "torch_op.h"
@@ -25,6 +25,7 @@ struct Torch {
   Error (*dim)(Handle, std::int64_t*);
   Error (*numel)(Handle, std::int64_t*);
   Error (*sizes)(Handle, std::int64_t**);
+  Error (*strides)(Handle, std::int64_t**);
   Error (*dtype)(Handle, std::int32_t*);
   Error (*is_contiguous)(Handle, bool*);
   Error (*empty_strided)(std::int64_t, const std::int64_t*, const std::int64_t*, std::int32_t, std::int32_t,
@@ -34,7 +35,7 @@ struct Torch {
 } torch;
 
 void require(bool holds, const std::string& what) {
-  if (!holds) throw std::invalid_argument("quant_linear: " + what);
+  if (!holds) throw std::invalid_argument(what);
 }
 
 struct Tensor {
@@ -131,6 +132,67 @@ void quant_linear(Value* stack, std::uint64_t, std::uint64_t) {
   y.handle = nullptr;  // torch's now
 }
 
+int threads() {
+  std::uint32_t count = 1;
+  torch.get_num_threads(&count);
+  return static_cast<int>(count);
+}
+
+// Strides of a tensor whose elements lie in memory without gap or overlap, in whatever order of dimensions.
+const std::int64_t* dense_strides(const Tensor& x, const char* name) {
+  const auto dims = static_cast<std::size_t>(x.ask(torch.dim));
+  const std::int64_t *const sizes = x.ask(torch.sizes), *const strides = x.ask(torch.strides);
+  std::int64_t expected = 1;
+  for (std::size_t found = 0; found < dims; ++found)  // the dimension that comes next, from the fastest on
+    for (std::size_t d = 0; d < dims; ++d)
+      if (strides[d] == expected && sizes[d] != 1) {
+        expected *= sizes[d];
+        break;
+      }
+  const std::int64_t numel = x.ask(torch.numel);
+  require(numel == 0 || expected == numel, std::string(name) + " must be dense: call contiguous() first");
+  return strides;
+}
+
+// The result of an elementwise operator: of the shape and strides of `x`.
+Handle like(const Tensor& x, const std::int64_t* strides, std::int32_t dtype) {
+  Handle y = nullptr;
+  require(torch.empty_strided(x.ask(torch.dim), x.ask(torch.sizes), strides, dtype, torch.cpu, 0, &y) == 0,
+          "torch could not allocate the result");
+  return y;
+}
+
+void quantize(Value* stack, std::uint64_t, std::uint64_t) {
+  const Tensor x(stack[0]);
+  const auto scale = scalar<double>(stack[1]);
+  const auto zero = scalar<std::int64_t>(stack[2]);
+  require(x.is(torch.float32), "x must be float32");
+  require(scale > 1e-30 && scale < 1e30, "scale must lie in (1e-30, 1e30), got " + std::to_string(scale));
+  require(zero >= 0 && zero <= 255, "zero must lie in [0, 255], got " + std::to_string(zero));
+  Tensor y;
+  y.handle = like(x, dense_strides(x, "x"), torch.uint8);
+  quantize(kernels(), x.data<float>(), static_cast<std::size_t>(x.ask(torch.numel)), static_cast<float>(scale),
+           static_cast<int>(zero), y.data<std::uint8_t>(), threads());
+  stack[0] = 0;
+  std::memcpy(stack, &y.handle, sizeof y.handle);
+  y.handle = nullptr;
+}
+
+void dequantize(Value* stack, std::uint64_t, std::uint64_t) {
+  const Tensor codes(stack[0]);
+  const auto scale = scalar<double>(stack[1]);
+  const auto zero = scalar<std::int64_t>(stack[2]);
+  require(codes.is(torch.uint8), "codes must be uint8");
+  require(zero >= 0 && zero <= 255, "zero must lie in [0, 255], got " + std::to_string(zero));
+  Tensor y;
+  y.handle = like(codes, dense_strides(codes, "codes"), torch.float32);
+  dequantize(kernels(), codes.data<std::uint8_t>(), static_cast<std::size_t>(codes.ask(torch.numel)),
+             static_cast<float>(scale), static_cast<int>(zero), y.data<float>(), threads());
+  stack[0] = 0;
+  std::memcpy(stack, &y.handle, sizeof y.handle);
+  y.handle = nullptr;
+}
+
 template <typename Function>
 void find(void* library, const char* name, Function*& function) {
   void* const address = dlsym(library, name);
@@ -154,6 +216,7 @@ void register_torch_op(const char* torch_library) {
   find(library, "aoti_torch_get_dim", torch.dim);
   find(library, "aoti_torch_get_numel", torch.numel);
   find(library, "aoti_torch_get_sizes", torch.sizes);
+  find(library, "aoti_torch_get_strides", torch.strides);
   find(library, "aoti_torch_get_dtype", torch.dtype);
   find(library, "aoti_torch_is_contiguous", torch.is_contiguous);
   find(library, "aoti_torch_empty_strided", torch.empty_strided);
@@ -168,8 +231,9 @@ void register_torch_op(const char* torch_library) {
   find(library, "aoti_torch_library_impl", implement);
   void* handle = nullptr;  // kept as long as the process lives
   if (init("tightrope", "CPU", __FILE__, __LINE__, &handle) != 0 ||
-      implement(handle, "quant_linear", quant_linear) != 0)
-    throw std::runtime_error("torch refused the implementation of tightrope::quant_linear");
+      implement(handle, "quant_linear", quant_linear) != 0 || implement(handle, "quantize", quantize) != 0 ||
+      implement(handle, "dequantize", dequantize) != 0)
+    throw std::runtime_error("torch refused the implementation of an operator of tightrope's");
 }
 
 }  // namespace tightrope

@@ -1,0 +1,229 @@
+"""The graph of a traced model as plain data: it travels to workers, stands in a file's metadata, and executes nothing when read."""
+
+import json
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import fx
+
+from tightrope.compressors.capture import tensor_of
+from tightrope.compressors.trace import Traced, input_names
+from tightrope.spaces.errors import ExportError, FormatError
+from tightrope.spaces.fields import Fields, parse
+from tightrope.spaces.network import Extent, Network
+
+VERSION = 1
+Kind = Literal["input", "layer", "parameter", "op", "output"]
+_PLAIN = {"getitem": operator.getitem, "mul": operator.mul, "add": operator.add, "sub": operator.sub, "floordiv": operator.floordiv}
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """What another node makes."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A size that follows the widths; times the batch where `per_example`."""
+
+    extent: Extent
+    per_example: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operator. `name` is that of the network's operator where it is one; `target` names the layer, parameter or function.
+
+    `args` are None, numbers, words, dtypes, `Ref`, `Size` and tuples of them. `shape` is the shape of the floating-point tensor
+    that it makes at batch 1, None where it makes anything else.
+    """
+
+    name: str
+    kind: Kind
+    target: str
+    args: tuple[Any, ...] = ()
+    kwargs: tuple[tuple[str, Any], ...] = ()
+    shape: tuple[Extent, ...] | None = None
+
+    @property
+    def base(self) -> str:
+        """The plain name of an operator: `conv2d` of `aten.conv2d.default`."""
+        return self.target.removeprefix("aten.").partition(".")[0]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The nodes of a model in order, and its network. `constants` are tensors that no policy changes and no parameter holds."""
+
+    network: Network
+    nodes: tuple[Node, ...]
+    constants: Mapping[str, torch.Tensor]
+
+    @cached_property
+    def by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    @staticmethod
+    def of(tracing: Traced) -> "Graph":
+        """The graph of a traced model.
+
+        Raises:
+            ExportError: an operator or an argument is none that plain data could name.
+        """
+        skeleton, network = tracing.skeleton, tracing.network
+        names = {node: node.name for node in skeleton.graph.nodes} | input_names(skeleton)
+        shapes = {op.name: op.shape for op in network.ops if op.bytes_per_item == 4}
+        parameters = {p.name: p.shape for p in network.parameters}
+        rewrites, nodes, constants = tracing.ties.rewrites, [], {}
+        for node in skeleton.graph.nodes:
+            name, target = names[node], str(node.target)
+            if node.op == "placeholder":
+                nodes.append(Node(name, "input", target, shape=shapes.get(name)))
+            elif node.op == "get_attr":
+                if target in parameters:
+                    nodes.append(Node(name, "parameter", target, shape=parameters[target]))
+                else:
+                    constants[target] = tensor_of(skeleton, target).detach().clone()
+                    nodes.append(Node(name, "parameter", target, shape=tuple(map(Extent, constants[target].shape))))
+            elif node.op == "output":
+                nodes.append(Node(name, "output", "", (_plain(_structured(skeleton, node), names, name),)))
+            else:
+                args = [_plain(a, names, name) for a in node.args]
+                for rewrite in rewrites.get(node.name, ()):
+                    first, *rest = rewrite.path
+                    size = Size(rewrite.extent, rewrite.per_example)
+                    args[first] = size if not rest else (*args[first][: rest[0]], size, *args[first][rest[0] + 1 :])
+                kwargs = tuple((k, _plain(v, names, name)) for k, v in node.kwargs.items())
+                kind: Kind = "layer" if node.op == "call_module" else "op"
+                known = target if kind == "layer" else _name_of(node.target)
+                nodes.append(Node(name, kind, known, tuple(args), kwargs, shapes.get(name)))
+        return Graph(network, tuple(nodes), constants)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "version": VERSION, "network": self.network.to_json(), "constants": sorted(self.constants),
+            "nodes": [
+                {"name": n.name, "kind": n.kind, "target": n.target, "args": _written(n.args), "kwargs": dict(_written(n.kwargs)),
+                 "shape": None if n.shape is None else [e.to_json() for e in n.shape]}
+                for n in self.nodes
+            ],
+        }  # fmt: skip
+
+    @staticmethod
+    def from_json(text: str, constants: Mapping[str, torch.Tensor], where: str) -> "Graph":
+        """The graph of `to_json` as text.
+
+        Raises:
+            FormatError: it is none; the message names the field.
+        """
+        top = parse(text, where)
+        top.only("version", "network", "constants", "nodes")
+        top.version(VERSION)
+        network = Network.from_json(Fields(top.take("network", dict), f"{where}.network"))
+        names = top.take("constants", list)
+        missing = [name for name in names if name not in constants]
+        if missing:
+            raise FormatError(f"{where}.constants names {missing[0]!r}, which is not among the tensors")
+        nodes: list[Node] = []
+        known: set[str] = set()
+        for f in top.each("nodes"):
+            kind, shape = f.take("kind", str), f.take("shape", (list, type(None)))
+            if kind not in ("input", "layer", "parameter", "op", "output"):
+                raise FormatError(f"{f.where}.kind must be input, layer, parameter, op or output, got {kind!r}")
+            args = _read(f.take("args", list), f"{f.where}.args", known)
+            kwargs = tuple((k, _read(v, f"{f.where}.kwargs", known)) for k, v in f.take("kwargs", dict).items())
+            extents = None if shape is None else tuple(Extent.from_json(v, f"{f.where}.shape") for v in shape)
+            nodes.append(Node(f.take("name", str), kind, f.take("target", str), args, kwargs, extents))
+            known.add(nodes[-1].name)
+            if kind == "op":
+                function(nodes[-1].target)
+            if kind == "layer":
+                network.layer(nodes[-1].target)
+        return Graph(network, tuple(nodes), {name: constants[name] for name in names})
+
+
+def function(target: str) -> Callable[..., Any]:
+    """The function that a target names: one of ATen's operators, or arithmetic on sizes.
+
+    Raises:
+        FormatError: it names neither.
+    """
+    if target in _PLAIN:
+        return _PLAIN[target]
+    space, _, rest = target.partition(".")
+    packet, _, overload = rest.partition(".")
+    found = getattr(getattr(torch.ops.aten, packet or "none", None), overload or "default", None) if space == "aten" and packet != "from_file" else None
+    if not isinstance(found, torch._ops.OpOverload):
+        raise FormatError(f"{target!r} is not an operator of torch's; the file may be of a newer version")
+    return found
+
+
+def _name_of(target: Any) -> str:
+    for name, known in _PLAIN.items():
+        if target is known:
+            return name
+    name = str(target)
+    if not name.startswith("aten."):
+        raise ExportError(f"operator {name} cannot be written down: only ATen's operators can")
+    return "aten.reshape.default" if name == "aten.view.default" else name  # images run with channels last, which no view fits
+
+
+def _structured(skeleton: fx.GraphModule, node: fx.Node) -> Any:
+    """What the model returns, in its own structure."""
+    codegen = skeleton.graph._codegen
+    if isinstance(codegen, fx.graph._PyTreeCodeGen) and codegen.pytree_info.out_spec is not None:
+        leaves = torch.utils._pytree.tree_leaves(node.args[0])
+        return torch.utils._pytree.tree_unflatten(leaves, codegen.pytree_info.out_spec)
+    return node.args[0]
+
+
+def _plain(value: Any, names: Mapping[fx.Node, str], where: str) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str, torch.dtype)):
+        return value
+    if isinstance(value, fx.Node):
+        return Ref(names[value])
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(v, names, where) for v in value)
+    if isinstance(value, dict) and all(isinstance(k, str) for k in value):
+        return {k: _plain(v, names, where) for k, v in value.items()}
+    if isinstance(value, torch.device):
+        return "cpu"
+    if isinstance(value, torch.layout) and value is torch.strided:
+        return None
+    raise ExportError(f"an argument of operator {where!r} cannot be written down: {value!r}")
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, Ref):
+        return {"ref": value.node}
+    if isinstance(value, Size):
+        return {"size": value.extent.to_json(), "per_example": value.per_example}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, dict):
+        return {"dict": {k: _written(v) for k, v in value.items()}}
+    return [_written(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _read(value: Any, where: str, known: set[str]) -> Any:
+    if isinstance(value, list):
+        return tuple(_read(v, where, known) for v in value)
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"ref"}:
+        if value["ref"] not in known:
+            raise FormatError(f"{where} refers to node {value['ref']!r}, which does not stand before it")
+        return Ref(value["ref"])
+    if value.keys() == {"size", "per_example"}:
+        return Size(Extent.from_json(value["size"], where), bool(value["per_example"]))
+    if value.keys() == {"dtype"} and isinstance(getattr(torch, str(value["dtype"]), None), torch.dtype):
+        return getattr(torch, value["dtype"])
+    if value.keys() == {"dict"} and isinstance(value["dict"], dict):
+        return {k: _read(v, where, known) for k, v in value["dict"].items()}
+    raise FormatError(f"{where} must hold plain values, refs, sizes and dtypes, got {json.dumps(value)[:80]}")
