@@ -18,6 +18,7 @@ from tightrope.spaces.network import Extent, Network
 
 VERSION = 1
 Kind = Literal["input", "layer", "parameter", "op", "output"]
+_ITEMS = {8: "l", 1: "b"}
 _PLAIN = {"getitem": operator.getitem, "mul": operator.mul, "add": operator.add, "sub": operator.sub, "floordiv": operator.floordiv}
 
 
@@ -40,8 +41,8 @@ class Size:
 class Node:
     """One operator. `name` is that of the network's operator where it is one; `target` names the layer, parameter or function.
 
-    `args` are None, numbers, words, dtypes, `Ref`, `Size` and tuples of them. `shape` is the shape of the floating-point tensor
-    that it makes at batch 1, None where it makes anything else.
+    `args` are None, numbers, words, dtypes, `Ref`, `Size` and tuples of them. `shape` is the shape of the tensor that it makes at
+    batch 1, None where it makes anything else; `item` is `f` for floating point, `l` for whole numbers, `b` for flags.
     """
 
     name: str
@@ -50,6 +51,12 @@ class Node:
     args: tuple[Any, ...] = ()
     kwargs: tuple[tuple[str, Any], ...] = ()
     shape: tuple[Extent, ...] | None = None
+    item: str = "f"
+
+    @property
+    def floating(self) -> bool:
+        """Whether it makes a floating-point tensor."""
+        return self.shape is not None and self.item == "f"
 
     @property
     def base(self) -> str:
@@ -78,19 +85,20 @@ class Graph:
         """
         skeleton, network = tracing.skeleton, tracing.network
         names = {node: node.name for node in skeleton.graph.nodes} | input_names(skeleton)
-        shapes = {op.name: op.shape for op in network.ops if op.bytes_per_item == 4}
+        shapes = {op.name: (op.shape, _ITEMS.get(op.bytes_per_item, "f")) for op in network.ops}
         parameters = {p.name: p.shape for p in network.parameters}
         rewrites, nodes, constants = tracing.ties.rewrites, [], {}
         for node in skeleton.graph.nodes:
             name, target = names[node], str(node.target)
             if node.op == "placeholder":
-                nodes.append(Node(name, "input", target, shape=shapes.get(name)))
+                nodes.append(Node(name, "input", target, (), (), *shapes.get(name, (None, "f"))))
             elif node.op == "get_attr":
                 if target in parameters:
                     nodes.append(Node(name, "parameter", target, shape=parameters[target]))
                 else:
                     constants[target] = tensor_of(skeleton, target).detach().clone()
-                    nodes.append(Node(name, "parameter", target, shape=tuple(map(Extent, constants[target].shape))))
+                    item = "f" if constants[target].is_floating_point() else _ITEMS.get(constants[target].element_size(), "l")
+                    nodes.append(Node(name, "parameter", target, (), (), tuple(map(Extent, constants[target].shape)), item))
             elif node.op == "output":
                 nodes.append(Node(name, "output", "", (_plain(_structured(skeleton, node), names, name),)))
             else:
@@ -102,7 +110,7 @@ class Graph:
                 kwargs = tuple((k, _plain(v, names, name)) for k, v in node.kwargs.items())
                 kind: Kind = "layer" if node.op == "call_module" else "op"
                 known = target if kind == "layer" else _name_of(node.target)
-                nodes.append(Node(name, kind, known, tuple(args), kwargs, shapes.get(name)))
+                nodes.append(Node(name, kind, known, tuple(args), kwargs, *shapes.get(name, (None, "f"))))
         return Graph(network, tuple(nodes), constants)
 
     def to_json(self) -> dict[str, Any]:
@@ -110,7 +118,7 @@ class Graph:
             "version": VERSION, "network": self.network.to_json(), "constants": sorted(self.constants),
             "nodes": [
                 {"name": n.name, "kind": n.kind, "target": n.target, "args": _written(n.args), "kwargs": dict(_written(n.kwargs)),
-                 "shape": None if n.shape is None else [e.to_json() for e in n.shape]}
+                 "shape": None if n.shape is None else [e.to_json() for e in n.shape], "item": n.item}
                 for n in self.nodes
             ],
         }  # fmt: skip
@@ -139,7 +147,7 @@ class Graph:
             args = _read(f.take("args", list), f"{f.where}.args", known)
             kwargs = tuple((k, _read(v, f"{f.where}.kwargs", known)) for k, v in f.take("kwargs", dict).items())
             extents = None if shape is None else tuple(Extent.from_json(v, f"{f.where}.shape") for v in shape)
-            nodes.append(Node(f.take("name", str), kind, f.take("target", str), args, kwargs, extents))
+            nodes.append(Node(f.take("name", str), kind, f.take("target", str), args, kwargs, extents, f.take("item", str, "f")))
             known.add(nodes[-1].name)
             if kind == "op":
                 function(nodes[-1].target)

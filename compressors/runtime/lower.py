@@ -31,7 +31,7 @@ class Step:
 
     `op` runs a node of the graph, `part` one part of a layer; `quantize`, `dequantize`, `contiguous` and `channels_last` do what
     they say. `x` and `y` name the ranges of the codes read and written, "" for floating point: a point's, or
-    `LAYER.PART` for the input of a part. `activation` is fused.
+    `LAYER.PART` for the input of a part. `activation` is fused. `final` tells the last part of a layer.
     """
 
     kind: Literal["op", "part", "quantize", "dequantize", "contiguous", "channels_last"]
@@ -42,7 +42,7 @@ class Step:
     y: str = ""
     unit: Unit | None = None
     activation: str = ""
-    shape_of: str = ""  # the node whose shape the input has, for the last four
+    final: bool = True
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ class Lowering:
                 self._operator(run, node)
             else:
                 made = node.name
-                if node.kind == "input" and node.shape is not None and len(node.shape) == 4 and self._has_convolutions:
+                if node.kind == "input" and node.floating and len(node.shape or ()) == 4 and self._has_convolutions:
                     made += ":channels_last"
-                    run.steps.append(Step("channels_last", node, {node.name: node.name}, made, shape_of=node.name))
+                    run.steps.append(Step("channels_last", node, {node.name: node.name}, made))
                 run.values[node.name] = _Value(made)
             if node.name in held and not run.values[node.name].codes:
                 self._hold(run, node)
@@ -132,8 +132,8 @@ class Lowering:
         """Make codes of a point, which all its readers read from now on."""
         source = run.values[node.name].values
         if node.kind == "op" and node.base in MOVERS:
-            source = self._add(run, Step("contiguous", node, {node.name: source}, f"{node.name}:dense", shape_of=node.name))
-        codes = self._add(run, Step("quantize", node, {node.name: source}, f"{node.name}:codes", y=node.name, shape_of=node.name))
+            source = self._add(run, Step("contiguous", node, {node.name: source}, f"{node.name}:dense"))
+        codes = self._add(run, Step("quantize", node, {node.name: source}, f"{node.name}:codes", y=node.name))
         run.values[node.name] = _Value("", codes, node.name)
 
     def _add(self, run: _Run, step: Step) -> str:
@@ -145,7 +145,7 @@ class Lowering:
         value = run.values[name]
         if not value.values:
             node = self.graph.by_name[name]
-            step = Step("dequantize", node, {name: value.codes}, f"{name}:values", x=value.range, shape_of=name)
+            step = Step("dequantize", node, {name: value.codes}, f"{name}:values", x=value.range)
             value.values = self._add(run, step)
         return value.values
 
@@ -158,7 +158,7 @@ class Lowering:
             final = unit.part == len(units) - 1
             makes = f"{last}:codes" if final else f"{node.name}:{unit.part}"
             y = last if final else f"{node.target}.{unit.part + 1}"
-            key = self._add(run, Step("part", node, {source: key}, makes, range_, y, unit, activation if final else ""))
+            key = self._add(run, Step("part", node, {source: key}, makes, range_, y, unit, activation if final else "", final))
             range_ = y
         run.values[last] = run.values[node.name] = _Value("", key, last)
         return last
@@ -167,8 +167,9 @@ class Lowering:
         source = node.args[0].node
         key = self._as_values(run, source)
         for unit in units:
-            makes = node.name if unit.part == len(units) - 1 else f"{node.name}:{unit.part}"
-            key = self._add(run, Step("part", node, {source: key}, makes, unit=unit))
+            final = unit.part == len(units) - 1
+            makes = node.name if final else f"{node.name}:{unit.part}"
+            key = self._add(run, Step("part", node, {source: key}, makes, unit=unit, final=final))
         run.values[node.name] = _Value(key)
 
     def _operator(self, run: _Run, node: Node) -> None:
@@ -176,7 +177,7 @@ class Lowering:
         if node.base in ON_CODES and len(refs) >= 1 and node.args and isinstance(node.args[0], Ref):
             first = run.values[node.args[0].node]
             others = {r for r in refs if r != node.args[0].node}
-            if first.codes and all(self.graph.by_name[r].shape is None for r in others):
+            if first.codes and not any(self.graph.by_name[r].floating for r in others):
                 reads = {node.args[0].node: first.codes} | {r: self._as_values(run, r) for r in others}
                 self._add(run, Step("op", node, reads, f"{node.name}:codes", first.range, first.range))
                 run.values[node.name] = _Value("", f"{node.name}:codes", first.range)

@@ -7,7 +7,7 @@ time of the one thread that runs it, which a busy machine disturbs least; a mode
 import gc
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -19,6 +19,14 @@ from tightrope.spaces.errors import DeviceError
 QUARTILE = 25.0
 CHUNK = 256  # sessions alive at once; one takes about 0.4 MB
 Float = NDArray[np.float64]
+
+
+class Timed(Protocol):
+    """Something to be timed, ready to be called."""
+
+    def visit(self) -> int:
+        """CPU nanoseconds of a call, in the state that a visit of its kind is timed in."""
+        ...
 
 
 class Runner:
@@ -60,7 +68,7 @@ class Runner:
         return time.thread_time_ns() - start
 
 
-def time_rounds(runners: Sequence[Runner], rounds: int, rng: np.random.Generator) -> Float:
+def time_rounds(runners: Sequence[Timed], rounds: int, rng: np.random.Generator) -> Float:
     """Milliseconds, `rounds x models`, each round in an order of its own."""
     found = np.empty((rounds, len(runners)))
     enabled = gc.isenabled()
@@ -95,14 +103,21 @@ def measure(
     Returns:
         For each model the ratio and the ends of its 90 % interval, by bootstrap over rounds.
     """
+    return ratios({name: Runner(m, optimise=True) for name, m in models.items()}, reference, rounds=rounds, seed=seed)
+
+
+def ratios(
+    models: Mapping[str, Timed], reference: str, *, rounds: int = 60, seed: int = 0
+) -> dict[str, tuple[float, float, float]]:
+    """`measure` for whatever runs: ratios of latency to the one named `reference`, with the ends of their 90 % intervals."""
     if reference not in models:
         raise DeviceError(f"the reference {reference!r} must be one of the models, which are {sorted(models)}")
     rng = np.random.default_rng(seed)
-    samples = time_rounds([Runner(m, optimise=True) for m in models.values()], rounds, rng)
+    samples = time_rounds([*models.values()], rounds, rng)
     base = list(models).index(reference)
     drawn = rng.integers(0, rounds, (200, rounds))
     figures = np.percentile(samples[drawn], QUARTILE, axis=1)  # 200 x models
-    ratios = figures / figures[:, base : base + 1]
+    relative = figures / figures[:, base : base + 1]
     figure = low_quartile(samples)
-    low, high = np.percentile(ratios, [5, 95], axis=0)
+    low, high = np.percentile(relative, [5, 95], axis=0)
     return {n: (float(figure[i] / figure[base]), float(low[i]), float(high[i])) for i, n in enumerate(models)}

@@ -1,4 +1,4 @@
-"""One network's latency table, filled and fitted: what `ort-cpu` knows of the network that it is prepared for."""
+"""One network's latency table, filled and fitted: what a measured device knows of the network that it is prepared for."""
 
 import json
 import logging
@@ -7,15 +7,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnx
 from scipy.optimize import nnls
 
-from tightrope.estimators.measured import nodes as one_node
-from tightrope.estimators.measured.clock import CHUNK, Float, Runner, low_quartile, noise_floor
+from tightrope.estimators.measured.clock import CHUNK, Float, Timed, low_quartile, noise_floor
 from tightrope.estimators.measured.grid import Untimed, design
-from tightrope.estimators.measured.lowering import Lowering
-from tightrope.estimators.measured.nodes import Key, key
-from tightrope.estimators.measured.plan import make
+from tightrope.estimators.measured.nodes import Key
 from tightrope.estimators.measured.sampling import mixed, probes, rounds_of
 from tightrope.estimators.measured.table import Table, designs
 from tightrope.spaces.errors import DeviceError
@@ -32,20 +28,28 @@ Progress = Callable[[int, int], None]
 log = logging.getLogger(__name__)
 
 
-class Source(Protocol):
-    """What only an exporter can build, handed over by whoever has one."""
+class Runtime(Protocol):
+    """What runs a network's policies, whole and unit by unit."""
 
-    def skeleton(self, widths: Mapping[str, int], batch: int) -> onnx.ModelProto:
-        """The graph without layer weights (`compressors/export/skeleton.py`) at the widths of all groups."""
+    def lowered(self, policy: Policy) -> list[tuple[Key, str]]:
+        """The units of a policy, each with the layer or operator that it belongs to."""
         ...
 
-    def model(self, policy: Policy, batch: int) -> onnx.ModelProto | bytes:
-        """The file that would be exported for a policy; its weights do not matter."""
+    def unit(self, key: Key) -> tuple[Timed, int]:
+        """A unit alone, and the bytes that it takes."""
+        ...
+
+    def net(self, policy: Policy) -> Timed:
+        """A policy's whole net."""
+        ...
+
+    def steady(self) -> Sequence[Timed]:
+        """Calls that tell how fast the machine is while others are timed, the same for every table; the last does nothing."""
         ...
 
 
 class Fitted:
-    """Times of policies of one space.
+    """Times of policies of one space in a runtime.
 
     Latency is `weights[0]` times the sum of the nodes' times plus `weights[1]` per node.
 
@@ -54,15 +58,14 @@ class Fitted:
         spread: half of a 90 % interval, relative: what 90 % of the errors stay below, and the clock's drift between runs.
 
     Raises:
-        DeviceError: ONNX Runtime cannot run the network, or the table on disk is damaged or for something else.
+        DeviceError: the runtime cannot run the network, or the table on disk is damaged or for something else.
     """
 
     def __init__(
-        self, network: Network, space: Space, source: Source, batch: int, path: Path | None, mark: Mapping[str, Any],
+        self, network: Network, space: Space, runtime: Runtime, path: Path | None, mark: Mapping[str, Any],
         progress: Progress | None, seed: int,
     ) -> None:  # fmt: skip
-        self.network, self.space, self.source, self.batch = network, space, source, batch
-        self.lowering = Lowering(network, make(network, source.skeleton, batch))
+        self.network, self.space, self.runtime = network, space, runtime
         self._known: dict[Policy, list[tuple[Key, str]]] = {}
         self.table = Table(path, mark)
         if not self.table.complete:
@@ -91,8 +94,8 @@ class Fitted:
         fresh = [i for i, name in enumerate(names) if name not in self.table.nets]
         for start in range(0, len(fresh), CHUNK_NETS):
             chosen = fresh[start : start + CHUNK_NETS]
-            runners = [Runner(self.source.model(anchors[i], self.batch), optimise=True) for i in chosen]
-            self.table.add_nets([names[i] for i in chosen], *rounds_of(runners, NET_ROUNDS, rng))
+            runners = [self.runtime.net(anchors[i]) for i in chosen]
+            self.table.add_nets([names[i] for i in chosen], *rounds_of(runners, NET_ROUNDS, rng, self.runtime.steady()))
             if progress is not None:
                 progress(done + start + len(chosen), total)
         self.table.finish()
@@ -102,13 +105,13 @@ class Fitted:
         waiting, size = list(reversed(keys)), 0
         while waiting:
             chosen: list[Key] = []
-            runners: list[Runner] = []
+            runners: list[Timed] = []
             while waiting and len(chosen) < CHUNK and (size < CHUNK_BYTES or not chosen):
                 chosen.append(waiting.pop())
-                data = one_node.model(*chosen[-1]).SerializeToString()
-                size += len(data)
-                runners.append(Runner(data, optimise=False))
-            self.table.add(chosen, *rounds_of(runners, NODE_ROUNDS, rng))
+                runner, taken = self.runtime.unit(chosen[-1])
+                size += taken
+                runners.append(runner)
+            self.table.add(chosen, *rounds_of(runners, NODE_ROUNDS, rng, self.runtime.steady()))
             size = 0
             yield len(chosen)
 
@@ -116,8 +119,8 @@ class Fitted:
         """Build the graphs of policies and time them: milliseconds on the table's scale, and the noise floor of the run."""
         rng, times, floors = np.random.default_rng(seed), [], []
         for start in range(0, len(policies), CHUNK_NETS):
-            models = [self.source.model(p, self.batch) for p in policies[start : start + CHUNK_NETS]]
-            samples, reference, empty = rounds_of([Runner(m, optimise=True) for m in models], rounds, rng)
+            nets = [self.runtime.net(p) for p in policies[start : start + CHUNK_NETS]]
+            samples, reference, empty = rounds_of(nets, rounds, rng, self.runtime.steady())
             times.append((low_quartile(samples) - empty) * self.table.base / reference)
             floors.append(noise_floor(samples))
         return np.concatenate(times), float(np.mean(floors))
@@ -145,7 +148,7 @@ class Fitted:
         if policy not in self._known:
             if len(self._known) > REMEMBERED:
                 self._known.clear()
-            self._known[policy] = [(key(node), node.layer) for node in self.lowering.nodes(policy)]
+            self._known[policy] = self.runtime.lowered(policy)
         return self._known[policy]
 
     def times(self, policy: Policy) -> list[float]:

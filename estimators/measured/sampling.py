@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tightrope.estimators.measured import nodes as one_node
-from tightrope.estimators.measured.clock import Float, Runner, low_quartile, time_rounds
+from tightrope.estimators.measured.clock import Float, Runner, Timed, low_quartile, time_rounds
 from tightrope.spaces.policy import Policy
 from tightrope.spaces.space import Space
 
@@ -23,12 +23,18 @@ REFERENCE = (
 EMPTY = ("Identity{}(f:1)->f:1", ())
 
 
-def rounds_of(runners: Sequence[Runner], rounds: int, rng: np.random.Generator) -> tuple[Float, float, float]:
-    """Samples, `rounds x runners`, and the times of the reference nodes and of an empty call in the same rounds.
+def steady_nodes() -> list[Timed]:
+    """The reference nodes of ONNX Runtime, and an empty call at the end."""
+    return [Runner(one_node.model(*k), optimise=False) for k in (*REFERENCE, EMPTY)]
 
-    There are fewer rounds where one of them takes long, and at least six.
+
+def rounds_of(
+    runners: Sequence[Timed], rounds: int, rng: np.random.Generator, steady: Sequence[Timed]
+) -> tuple[Float, float, float]:
+    """Samples, `rounds x runners`, and the times of the reference (all of `steady` but its last) and of an empty call (its last).
+
+    All fall in the same rounds. There are fewer where one of them takes long, and at least six.
     """
-    steady = [Runner(one_node.model(*k), optimise=False) for k in (*REFERENCE, EMPTY)]
     first = time_rounds([*runners, *steady], 1, rng)
     rounds = max(LEAST_ROUNDS, min(rounds, int(CHUNK_SECONDS * 1e3 / (2 * first.sum()))))
     samples = time_rounds([*runners, *steady], rounds, rng)
