@@ -9,7 +9,9 @@ from tightrope.estimators.device import Device
 from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.fields import nearest
 
-_MEASURED = {"ort-cpu": "tightrope.estimators.measured.ort:OrtCpu"}
+_MEASURED = {
+    "ort-cpu": "tightrope.estimators.measured.ort:OrtCpu", "torch-cpu": "tightrope.estimators.measured.torch_cpu:TorchCpu",
+}  # fmt: skip
 
 
 def _plugged() -> dict[str, str]:

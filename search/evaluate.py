@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tightrope.compressors.export.skeleton import Skeleton
     from tightrope.compressors.payload import Payload
     from tightrope.compressors.prepare import Prepared
+    from tightrope.estimators.measured.clock import Timed
+    from tightrope.search.distribute import Evaluator
 
 log = logging.getLogger(__name__)
 BATCHES = (8, 16, 32, 64, 128, 256)
@@ -55,6 +57,23 @@ class Source:
 
         network = self.prepared.network
         return write(self.skeleton(payload.policy.all_widths(network), batch), network, payload)
+
+    def timed(self, payload: "Payload", batch: int = 1) -> "Timed":
+        """The graph of a payload, asserted to run as its policy says, ready to be timed beside others."""
+        from tightrope.compressors.export.onnx import check
+        from tightrope.estimators.measured.clock import Runner
+
+        model = self.written(payload, batch)
+        check(model, self.prepared.network, payload.policy)
+        return Runner(model, optimise=True)
+
+    def evaluator(self, task: Task, split: str) -> "OrtEvaluator | TorchEvaluator":
+        """An evaluator that is faithful to what would be exported."""
+        try:
+            return OrtEvaluator(self, task, split)
+        except ExportError as error:
+            log.warning("trials are scored in torch, which is slower: %s", error)
+            return TorchEvaluator(self.prepared, task, split)
 
 
 class Examples:
@@ -132,6 +151,12 @@ class OrtEvaluator:
         """The score of a graph at this evaluator's batch size."""
         return self._scored(model, None)[0]
 
+    def score_tuned(self, module: Any) -> Score:
+        """The score of the graph that a fine-tuned module exports to."""
+        from tightrope.compressors.compress import payload_of
+
+        return self.score(self.source.written(payload_of(module), self.batch))
+
     def _scored(self, model: "onnx.ModelProto", rival: Rival | None) -> Scored:
         return scored(self.examples, runner(model), self.batch, rival)
 
@@ -177,7 +202,11 @@ class TorchEvaluator:
         """The score of a policy on the split."""
         from tightrope.compressors.compress import compress
 
-        return score_module(compress(None, policy, self.prepared), self.batches, self.metric)
+        return self.score_tuned(compress(None, policy, self.prepared))
+
+    def score_tuned(self, module: Any) -> Score:
+        """The score of a module, fine-tuned or not."""
+        return score_module(module, self.batches, self.metric)
 
 
 def runner(model: "onnx.ModelProto") -> Run:
@@ -240,15 +269,12 @@ def score_module(module: Any, batches: Sequence[Any], metric: Any) -> Score:
     return score_of(values)
 
 
-def evaluator_for(source: Source, task: Task, split: str = "search") -> "OrtEvaluator | TorchEvaluator":
+def evaluator_for(source: Source, task: Task, split: str = "search") -> "Evaluator":
     """The fastest evaluator that is faithful to what would be exported."""
-    try:
-        evaluator = OrtEvaluator(source, task, split)
-        evaluator.choose_batch()
-        return evaluator
-    except ExportError as error:
-        log.warning("trials are scored in torch, which is slower: %s", error)
-        return TorchEvaluator(source.prepared, task, split)
+    found = source.evaluator(task, split)
+    if isinstance(found, OrtEvaluator):
+        found.choose_batch()
+    return found
 
 
 def open_session(model: bytes) -> Any:

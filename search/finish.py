@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tightrope.search.distribute import Executor
-from tightrope.search.evaluate import OrtEvaluator, score_module
+from tightrope.search.evaluate import score_module
 from tightrope.search.journal import Control, Final
 from tightrope.search.pareto import ties
 from tightrope.search.study import Study
@@ -186,16 +186,15 @@ def finish(study: Study, setting: "Setting", workers: Executor, folder: Path) ->
 
 
 def _scorer(setting: "Setting", split: str) -> Callable[["fx.GraphModule"], Score]:
-    """Scores fine-tuned modules on a split: the graphs that they export to, or the modules where there are none."""
-    made: list[OrtEvaluator] = []
+    """Scores fine-tuned modules on a split: what they export to, or the modules where there is nothing."""
+    made: list[Any] = []
 
     def score(module: "fx.GraphModule") -> Score:
-        from tightrope.compressors.compress import payload_of
-
         try:
             if not made:
-                made.append(OrtEvaluator(setting.source, setting.task, split))
-            return made[0].score(setting.source.written(payload_of(module), made[0].batch))
+                made.append(setting.source.evaluator(setting.task, split))
+            found: Score = made[0].score_tuned(module)
+            return found
         except ExportError:
             return score_module(module, setting.task.split(split), setting.task.measure)
 
@@ -248,13 +247,14 @@ def _candidates(study: Study, setting: "Setting", count: int, remarks: list[str]
 def _in_time(trials: list[Trial], study: Study, setting: "Setting", remarks: list[str]) -> list[Trial]:
     """The trials, those first whose files meet the latency budget when measured; fine-tuning does not change their time."""
     most = dict(study.header.limits).get("latency_ms")
-    if most is None or study.header.simulated or setting.device.name != "ort-cpu":
+    if most is None or not setting.measured:
         return trials
-    from tightrope.estimators.measured.clock import measure
+    from tightrope.compressors.assemble import assemble
+    from tightrope.estimators.measured.clock import ratios
 
     policies = {"dense": study.header.dense, **{str(t.number): t.policy for t in trials}}
-    files = {name: setting.source.model(policy, setting.device.batch) for name, policy in policies.items()}
-    measured = measure(files, "dense", seed=setting.config.seed)
+    timed = {n: setting.source.timed(assemble(setting.prepared, p), setting.device.batch) for n, p in policies.items()}
+    measured = ratios(timed, "dense", seed=setting.config.seed)
     slow = {t.number for t in trials if measured[str(t.number)][0] > most / study.header.dense_cost.latency_ms}
     if slow:
         remarks.append(f"{len(slow)} of the {len(trials)} best trials missed the latency budget when measured, before fine-tuning")
@@ -271,19 +271,19 @@ def _tuned(row: Row, setting: "Setting") -> "fx.GraphModule":
 
 def _measure(rows: list[Row], study: Study, setting: "Setting", remarks: list[str]) -> None:
     """Time all rows against the dense model, interleaved; nothing on a simulated device."""
-    if study.header.simulated or setting.device.name != "ort-cpu":
+    if not setting.measured:
         remarks.append(f"latency and energy are those of the model of {study.header.device}: simulated, not measured")
         return
+    from tightrope.compressors.assemble import assemble
     from tightrope.compressors.compress import payload_of
-    from tightrope.compressors.export.onnx import check
-    from tightrope.estimators.measured.clock import measure
+    from tightrope.estimators.measured.clock import ratios
 
-    network, models = setting.prepared.network, {"dense": setting.source.model(rows[0].policy, setting.device.batch)}
+    payloads = {"dense": assemble(setting.prepared, rows[0].policy)}
     for number, row in enumerate(rows[1:], 1):
         assert row.module is not None
-        models[str(number)] = setting.source.written(payload_of(row.module), setting.device.batch)
-        check(models[str(number)], network, row.policy)
-    measured = measure(models, "dense", seed=setting.config.seed)
+        payloads[str(number)] = payload_of(row.module)
+    timed = {name: setting.source.timed(payload, setting.device.batch) for name, payload in payloads.items()}
+    measured = ratios(timed, "dense", seed=setting.config.seed)
     rows[0].measured = measured["dense"]
     limits = dict(study.header.limits)
     for number, row in enumerate(rows[1:], 1):
@@ -344,7 +344,7 @@ def _write(report: Report, chosen: Row | None, setting: "Setting", folder: Path)
     best.mkdir(parents=True, exist_ok=True)
     if chosen is not None and chosen.module is not None:
         chosen.policy.save(best / "policy.json")
-        export(chosen.module, best / "model.safetensors")
+        export(chosen.module, best / "model.safetensors", device=setting.device.name)
         if setting.device.name == "ort-cpu":
             export(chosen.module, best / "model.onnx", batch=setting.device.batch)
     write_atomically(best / "report.json", json.dumps(report.to_json(), indent=1) + "\n")

@@ -40,18 +40,29 @@ class Setting:
     space: Space
     progress: Quiet
 
+    @property
+    def measured(self) -> bool:
+        """Whether the device is a runtime of this machine, and not a model of another."""
+        from tightrope.estimators.measured.base import Measured
+
+        return isinstance(self.device, Measured)
+
 
 def set_up(task: Task, config: Config, progress: Quiet | None = None) -> Setting:
     """Trace and calibrate the model, make the device ready (its latency table is built at first use) and lay out the space."""
     from tightrope.compressors.export.skeleton import skeleton_of
     from tightrope.estimators.registry import make
     from tightrope.search.evaluate import Source
+    from tightrope.search.kernels import KernelSource
 
     progress = progress or Quiet()
     task.check()
     progress.phase("prepare the model")
     prepared = _prepare(task, config)
     device = make(config.device, batch=config.batch)
+    tell: Any = getattr(device, "budgeted", None)
+    if tell is not None:
+        tell({limit.metric for limit in Budget.parse(config.budget).limits})
     asked = config.space
     space = Space.build(
         prepared.network, device.pairs if asked.bits else (lambda layer: [max(device.pairs(layer))]), least_width=asked.least_width,
@@ -60,7 +71,7 @@ def set_up(task: Task, config: Config, progress: Quiet | None = None) -> Setting
     )  # fmt: skip
     for note in space.dropped:
         log.info("%s: %s", device.name, note)
-    source = Source(prepared, skeleton_of(prepared))
+    source = (KernelSource if device.name == "torch-cpu" else Source)(prepared, skeleton_of(prepared))
     ready: Any = getattr(device, "prepare", None)
     if ready is not None:
         progress.phase(f"latency table of {device.name}")

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,9 @@ class Fields:
             raise FormatError(f"{where} must be a JSON object, got {type(value).__name__}")
         self._value: Mapping[str, Any] = value
         self.where = where
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._value)
 
     def take(self, key: str, kind: type[T] | tuple[type, ...], default: object = ...) -> Any:
         """Return the value of `key`, which must be of `kind`; without it, `default`, or an error if there is none."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tightrope.compressors.export import export
     from tightrope.compressors.finetune import finetune
     from tightrope.compressors.prepare import prepare
+    from tightrope.compressors.runtime.load import load
     from tightrope.compressors.trace import trace
     from tightrope.search.session import compress, resume, search
     from tightrope.search.study import Study
@@ -24,14 +25,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Budget", "Network", "Policy", "Space", "Study", "Task", "TightropeError", "compress", "compress_prepared", "export",
-    "finetune", "prepare", "resume", "search", "trace",
+    "finetune", "load", "prepare", "resume", "search", "trace",
 ]  # fmt: skip
 
 _WHERE = {
     "Budget": "spaces.budget", "Network": "spaces.network", "Policy": "spaces.policy", "Space": "spaces.space",
     "Study": "search.study", "Task": "search.task", "TightropeError": "spaces.errors", "compress": "search.session",
     "compress_prepared": "compressors.compress:compress", "export": "compressors.export", "finetune": "compressors.finetune",
-    "prepare": "compressors.prepare", "resume": "search.session", "trace": "compressors.trace",
+    "load": "compressors.runtime.load", "prepare": "compressors.prepare", "resume": "search.session",
+    "trace": "compressors.trace",
 }  # fmt: skip
 
 

@@ -13,7 +13,8 @@ def export(small: "fx.GraphModule", path: str | Path, *, device: str = "ort-cpu"
     """Write a module that `compress` made, fine-tuned or not; returns the path.
 
     `.onnx` files are for ONNX Runtime: every layer that the policy makes an integer layer is asserted to run as one. What it
-    cannot run is refused: such policies go to `.safetensors`, packed at their true bits (`packed.py`).
+    cannot run is refused: such policies go to `.safetensors`, packed at their true bits (`packed.py`). For `torch-cpu` that file
+    holds the graph too, and `load` makes a module of it that runs on the compiled kernels.
 
     Args:
         batch: static batch size of an ONNX file.
@@ -26,9 +27,14 @@ def export(small: "fx.GraphModule", path: str | Path, *, device: str = "ort-cpu"
     path = Path(path)
     payload = payload_of(small)
     if path.suffix == ".safetensors":
-        from tightrope.compressors.export.packed import write_packed
+        if device == "torch-cpu":
+            from tightrope.compressors.runtime.load import save
 
-        write_packed(payload, path)
+            save(origin(small).prepared, payload, path)
+        else:
+            from tightrope.compressors.export.packed import write_packed
+
+            write_packed(payload, path)
         return path
     if path.suffix != ".onnx":
         raise ExportError(f"an exported file ends in .onnx or .safetensors, got {path.name!r}")

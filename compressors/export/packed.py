@@ -9,10 +9,12 @@ Tensors, `L` a layer and `p` the number of its part:
     L.p.input     float32 scale and zero point of what it reads, below 32 activation bits
     P             float32 every parameter outside of the layers
 
-The metadata holds the policy and the shape and bits of every part as JSON; reading executes nothing.
+The metadata holds the policy and the shape and bits of every part as JSON; reading executes nothing. Where the file is to run
+(`compressors/runtime/load.py`), it also holds the graph, and the ranges of points and of the inputs of parts.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,14 @@ from tightrope.spaces.policy import Policy, write_atomically
 VERSION = "1"
 
 
-def write_packed(payload: Payload, path: Path) -> int:
-    """Write a payload; returns the bytes of its tensors, which equal `spaces.unit.size_bytes` of the policy."""
+def write_packed(
+    payload: Payload, path: Path, more: Mapping[str, str] | None = None, constants: Mapping[str, NDArray[Any]] | None = None
+) -> int:
+    """Write a payload, with `more` metadata and `constants` beside it.
+
+    Returns:
+        The bytes of the payload's tensors, which equal `spaces.unit.size_bytes` of the policy.
+    """
     tensors: dict[str, NDArray[Any]] = {}
     shapes: dict[str, list[int]] = {}
     for layer, parts in payload.parts.items():
@@ -49,8 +57,8 @@ def write_packed(payload: Payload, path: Path) -> int:
                 scale, zero = affine(*part.act_range, part.unit.act_bits)
                 tensors[f"{key}.input"] = np.array([scale, zero], np.float32)
     tensors |= dict(payload.parameters)
-    metadata = {"tightrope": VERSION, "policy": json.dumps(payload.policy.to_json()), "parts": json.dumps(shapes)}
-    write_atomically(path, save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata))
+    metadata = {"tightrope": VERSION, "policy": json.dumps(payload.policy.to_json()), "parts": json.dumps(shapes), **(more or {})}
+    write_atomically(path, save({k: np.ascontiguousarray(v) for k, v in {**tensors, **(constants or {})}.items()}, metadata))
     return sum(v.nbytes for v in tensors.values())
 
 
@@ -60,14 +68,7 @@ def read_packed(path: Path) -> tuple[Policy, dict[str, NDArray[np.float32]]]:
     Raises:
         FormatError: the file is no packed model, or what it says of itself does not fit its tensors.
     """
-    try:
-        with safe_open(path, "np") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise FormatError(f"{path} is not a safetensors file: {error}") from None
-    if metadata.get("tightrope") != VERSION:
-        raise FormatError(f"{path} must be a packed model of version {VERSION}, got {metadata.get('tightrope')!r}")
+    tensors, metadata = read_tensors(path)
     policy = Policy.from_json(parse(metadata.get("policy", ""), f"{path}: policy"))
     decoded: dict[str, NDArray[np.float32]] = {}
     for key, found in _pairs(metadata.get("parts", ""), str(path)):
@@ -81,6 +82,23 @@ def read_packed(path: Path) -> tuple[Policy, dict[str, NDArray[np.float32]]]:
             scales = tensors.pop(f"{key}.scales")
             decoded[f"{key}.weight"] = codes.reshape(shape) * scales.reshape(-1, *[1] * (len(shape) - 1))
     return policy, {**tensors, **decoded}
+
+
+def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """The tensors of a packed file as they are, and its metadata.
+
+    Raises:
+        FormatError: the file is no packed model.
+    """
+    try:
+        with safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise FormatError(f"{path} is not a safetensors file: {error}") from None
+    if metadata.get("tightrope") != VERSION:
+        raise FormatError(f"{path} must be a packed model of version {VERSION}, got {metadata.get('tightrope')!r}")
+    return tensors, metadata
 
 
 def _pairs(text: str, where: str) -> list[tuple[str, list[int]]]:

@@ -81,7 +81,8 @@ class _OneDnn(nn.Module):
     def signed(self) -> torch.Tensor:
         """The weight's codes as int8, zero in the middle."""
         stream = unpack_bits(self.codes.numpy(), self.bits, math.prod(self.shape)).reshape(self.shape)
-        return (torch.from_numpy(stream).to(torch.int16) - 2 ** (self.bits - 1)).to(torch.int8)
+        made: torch.Tensor = (torch.from_numpy(stream).to(torch.int16) - 2 ** (self.bits - 1)).to(torch.int8)
+        return made
 
     def dequantized(self) -> torch.Tensor:
         """The weight that the codes stand for, float32."""

@@ -91,8 +91,12 @@ class _Builder:
             return call(aten.contiguous.default, (given,))
         if step.kind == "channels_last":
             return call(aten.contiguous.default, (given,), {"memory_format": torch.channels_last})
-        operator = torch.ops.tightrope.quantize if step.kind == "quantize" else torch.ops.tightrope.dequantize
-        return call(operator.default, (given, *affine(*self.ranges[step.x or step.y])))
+        scale, zero = affine(*self.ranges[step.x or step.y])
+        if step.kind == "dequantize":
+            return call(torch.ops.tightrope.dequantize.default, (given, scale, zero))
+        if step.activation and not implied(step.activation, scale, zero):
+            given = call(function(step.node.target), (given, *step.node.args[1:]))
+        return call(torch.ops.tightrope.quantize.default, (given, scale, zero))
 
     def filled(self, value: Any, reads: Mapping[str, str]) -> Any:
         """Arguments with nodes in the place of references, and sizes at these widths."""
@@ -125,6 +129,11 @@ class _Builder:
         return self.paths[key]
 
 
+def implied(activation: str, scale: float, zero: int) -> bool:
+    """Whether codes of this step stand for nothing that the activation cuts off."""
+    return zero == 0 and (activation == "relu" or 255 * scale <= 6 * (1 + 1e-6))
+
+
 def layer_of(
     part: Part, x: tuple[float, int] | None, y: tuple[float, int] | None, activation: str = "", rows: int = 1
 ) -> nn.Module:
@@ -143,9 +152,7 @@ def layer_of(
     steps: dict[str, Any] = {"x_scale": x[0], "x_zero": x[1]}
     if y is not None:
         steps |= {"y_scale": y[0], "y_zero": y[1]}
-    if activation == "relu6" and y is not None and y[0] * (255 - y[1]) <= 6 * (1 + 1e-6):
-        activation = "relu"  # no code stands for more
-    act = activation or "none"
+    act = "none" if not activation or (y is not None and implied(activation, *y)) else activation
     if unit.kind != "linear":
         return QuantConv2d.from_codes(
             codes, scales, bias, bits=unit.weight_bits, stride=unit.stride, padding=unit.padding, dilation=unit.dilation,

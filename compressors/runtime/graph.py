@@ -166,7 +166,11 @@ def function(target: str) -> Callable[..., Any]:
         return _PLAIN[target]
     space, _, rest = target.partition(".")
     packet, _, overload = rest.partition(".")
-    found = getattr(getattr(torch.ops.aten, packet or "none", None), overload or "default", None) if space == "aten" and packet != "from_file" else None
+    found = (
+        getattr(getattr(torch.ops.aten, packet or "none", None), overload or "default", None)
+        if space == "aten" and packet != "from_file"
+        else None
+    )
     if not isinstance(found, torch._ops.OpOverload):
         raise FormatError(f"{target!r} is not an operator of torch's; the file may be of a newer version")
     return found

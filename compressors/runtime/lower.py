@@ -1,8 +1,8 @@
 """From a policy to what torch runs, operator by operator. One rule, for the module that is built and for the device that costs it.
 
 - An integer layer reads codes and writes codes, its ReLU or ReLU6 fused; the parts of a low-rank one hand codes to each other.
-- A point (`spaces/points.py`) that a floating-point operator makes is quantised behind it, and decoded again for each kind of
-  reader once: all read what its codes stand for.
+- A point (`spaces/points.py`) that a floating-point operator makes is quantised behind it, which does the work of a ReLU too,
+  and is decoded again, once, where floating-point operators read it: all read what its codes stand for.
 - Operators that only move values run on the codes where their input is there as codes.
 - Images run with channels last from the input on.
 """
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from tightrope.compressors.runtime.graph import Graph, Node, Ref
 from tightrope.spaces.errors import ExportError
-from tightrope.spaces.points import MOVERS, is_integer, points, written
+from tightrope.spaces.points import FUSED, MOVERS, is_integer, points, written
 from tightrope.spaces.policy import Policy
 from tightrope.spaces.unit import Unit, units_of
 
@@ -115,6 +115,8 @@ class Lowering:
                     fused.add(self._integer(run, node, units))
                     continue
                 self._floating(run, node, units)
+            elif node.kind == "op" and node.name in held and self._kinds.get(node.name) in FUSED:
+                self._rectified(run, node)
             elif node.kind == "op":
                 self._operator(run, node)
             else:
@@ -171,6 +173,14 @@ class Lowering:
             makes = node.name if final else f"{node.name}:{unit.part}"
             key = self._add(run, Step("part", node, {source: key}, makes, unit=unit, final=final))
         run.values[node.name] = _Value(key)
+
+    def _rectified(self, run: _Run, node: Node) -> None:
+        """A ReLU whose result is held as codes, which cannot stand for what it cuts off: the quantiser does its work."""
+        source = self._as_values(run, node.args[0].node)
+        step = Step(
+            "quantize", node, {node.args[0].node: source}, f"{node.name}:codes", y=node.name, activation=self._kinds[node.name]
+        )
+        run.values[node.name] = _Value("", self._add(run, step), node.name)
 
     def _operator(self, run: _Run, node: Node) -> None:
         refs = list(_refs((node.args, dict(node.kwargs))))

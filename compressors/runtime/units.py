@@ -1,8 +1,8 @@
-"""The operators of a policy one by one, as a device times them: each a *family*, text that says everything but some sizes, and those.
+"""The operators of a policy one by one, as a device times them: each a *family*, text that says all but some sizes, and those.
 
 The text is like that of ONNX Runtime's nodes (`estimators/measured/nodes.py`): `QuantConv2d{k=3,3;...}(u:1,*,28,28;=s:*,*,3,3)->`
-with `*` for a size that follows the policy, `f`, `u`, `l` and `b` for fp32, codes, whole numbers and flags. A family can be timed once
-a policy was lowered to it.
+with `*` for a size that follows the policy, `f`, `u`, `l` and `b` for fp32, codes, whole numbers and flags. A family can be
+timed once a policy was lowered to it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ Key = tuple[str, tuple[int, ...]]
 Call = Callable[[], object]
 X, Y = (0.05, 128), (0.1, 64)  # scales and zero points do not matter to time
 SCALARS = frozenset({"sym_size", "mul", "add", "sub", "floordiv"})
-_SIZES = {"f": torch.float32, "u": torch.uint8, "l": torch.int64, "b": torch.bool}
+_KINDS = {"u": torch.uint8, "l": torch.int64, "b": torch.bool}
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Units:
 
     def _operator(self, step: Step) -> _Family | None:
         node = step.node
-        if node.shape is None and node.base in SCALARS or node.base == "getitem":
+        if node.base == "getitem" or (node.shape is None and node.base in SCALARS):
             return None
         slots: list[Extent] = []
         told: list[str] = []
@@ -170,12 +170,16 @@ class Units:
                 told.append(_text(extent, slots))
                 return Size(extent) if extent.terms else extent.fixed
             if isinstance(value, dict):
-                return {k: (told.append(k + "="), describe(v))[1] for k, v in value.items()}
+                made = {}
+                for name, each in value.items():
+                    told.append(name + "=")
+                    made[name] = describe(each)
+                return made
             if isinstance(value, tuple):
                 told.append("[")
-                made = tuple(describe(v) for v in value)
+                items = tuple(describe(v) for v in value)
                 told.append("]")
-                return made
+                return items
             told.append(str(value))
             return value
 
@@ -238,19 +242,18 @@ def _filled(text: str, sizes: Iterator[int], image: bool) -> torch.Tensor:
     """A tensor of this text: small values, or zeros where it is no floating point."""
     letter, dims = text.split(":")
     shape = [next(sizes) if d == "*" else int(d) for d in dims.split(",") if d]
-    kind = _SIZES[letter]
-    made = torch.rand(shape) if letter == "f" else torch.randint(0, 256, shape, dtype=kind) if letter == "u" else torch.zeros(shape, dtype=kind)
+    made = torch.rand(shape) if letter == "f" else torch.zeros(shape, dtype=_KINDS[letter])
     return made.contiguous(memory_format=torch.channels_last) if image else made
 
 
 def _layer_call(unit: Unit, each: int, step: Step, lead: Sequence[int], many: bool) -> Call:
-    """A layer's part with weights of no meaning; `each` are the input channels of a conv group, `lead` the sizes before channels."""
+    """A layer's part with weights of no meaning; `each` are the inputs of a conv group, `lead` the sizes before the channels."""
     linear, bits = unit.kind == "linear", unit.weight_bits
     shape = (unit.out_channels, each) if linear else (unit.out_channels, each, *unit.kernel)
     weight, most = torch.randn(shape), 2 ** (bits - 1) - 1
     codes = None if bits == 32 else (weight * most / 3).clamp(-most, most).to(torch.int8).numpy()
     scales = None if bits == 32 else np.full(len(weight), 0.01, np.float32)
-    part = Part(unit, weight.numpy() / 16, np.zeros(len(weight), np.float32) if unit.bias else None, codes, scales)
+    part = Part(unit, (weight / 16).numpy(), np.zeros(len(weight), np.float32) if unit.bias else None, codes, scales)
     rows = MANY_MACS if many else 1
     module = layer_of(part, X if step.x else None, Y if step.y else None, step.activation, rows)
     x_shape = (*lead, unit.in_channels) if linear else (*lead, unit.in_channels, *unit.in_size)

@@ -1,0 +1,141 @@
+"""The device `torch-cpu`: eager torch with compiled low-bit kernels, on one thread of this machine."""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import torch
+
+from tightrope.estimators.measured.base import Measured
+from tightrope.estimators.measured.clock import Timed
+from tightrope.estimators.measured.nodes import Key
+from tightrope.spaces.errors import DeviceError
+from tightrope.spaces.network import Layer, Network
+from tightrope.spaces.policy import Policy
+
+Call = Callable[[], object]
+LOWERING = 1  # counts up when kernels or lowering change, so that what was timed before is not compared with what comes after
+WIDTHS = range(2, 9)
+UNIT_BYTES = 1 << 18  # about what a unit takes, of the memory that units which are timed side by side may take
+
+
+class Source(Protocol):
+    """What only compressors can build, handed over by whoever has them: `call`s are ready to be made."""
+
+    kernels: str  # what tells the compiled kernels from others
+
+    def units(self, policy: Policy, batch: int) -> list[tuple[Key, str]]:
+        """The operators that torch runs for a policy, each with the layer or operator that it belongs to."""
+        ...
+
+    def unit(self, key: Key, batch: int) -> Call:
+        """One of them alone."""
+        ...
+
+    def net(self, policy: Policy, batch: int) -> Call:
+        """The whole module of a policy; its weights do not matter."""
+        ...
+
+
+class Runner:
+    """A call in torch, ready to be timed.
+
+    A visit to a unit is one call, which finds caches that everything in between has used, as it does between the others of its
+    net; a visit to a whole net is the second of two calls.
+    """
+
+    def __init__(self, call: Call, *, whole: bool) -> None:
+        self._call, self._whole = call, whole
+        with one_thread(), torch.inference_mode():
+            call()  # the first call allocates
+
+    def visit(self) -> int:
+        """CPU nanoseconds of the call that counts."""
+        call = self._call
+        with one_thread(), torch.inference_mode():
+            if self._whole:
+                call()
+            start = time.thread_time_ns()
+            call()
+            return time.thread_time_ns() - start
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread."""
+    before = torch.get_num_threads()
+    if before != 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if before != 1:
+            torch.set_num_threads(before)
+
+
+class TorchRuntime:
+    """Torch's operators, timed one by one, and whole modules."""
+
+    def __init__(self, source: Source, batch: int) -> None:
+        self.source, self.batch = source, batch
+
+    def lowered(self, policy: Policy) -> list[tuple[Key, str]]:
+        return self.source.units(policy, self.batch)
+
+    def unit(self, key: Key) -> tuple[Timed, int]:
+        return Runner(self.source.unit(key, self.batch), whole=False), UNIT_BYTES
+
+    def net(self, policy: Policy) -> Timed:
+        return Runner(self.source.net(policy, self.batch), whole=True)
+
+    def steady(self) -> Sequence[Timed]:
+        image, weight = torch.rand(1, 32, 28, 28), torch.rand(32, 32, 3, 3)
+        image = image.contiguous(memory_format=torch.channels_last)
+        rows, matrix = torch.rand(64, 256), torch.rand(256, 256)
+        calls: list[Call] = [
+            lambda: torch.conv2d(image, weight, None, 1, 1), lambda: torch.nn.functional.linear(rows, matrix),
+            lambda: torch.relu(image), lambda: torch.add(image, image), lambda: None,
+        ]  # fmt: skip
+        return [Runner(call, whole=False) for call in calls]
+
+
+class TorchCpu(Measured):
+    """Torch in eager mode, one thread, measured: floating point, and integers on the modules that `compressors/runtime` builds."""
+
+    name = "torch-cpu"
+    versions = MappingProxyType({"torch": torch.__version__, "tightrope": version("tightrope"), "lowering": LOWERING})
+
+    def __init__(self, batch: int = 1) -> None:
+        super().__init__(batch)
+        self._sized = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What the space leaves out, and why."""
+        narrow = (
+            "2- to 7-bit weights of convolutions are dropped: they run as 8-bit integers and save only size, which is not budgeted",
+        )
+        return (
+            "activations below 8 bits are dropped: they run as 8-bit integers and save nothing",
+            *(() if self._sized else narrow),
+        )
+
+    def budgeted(self, metrics: Collection[str]) -> None:
+        """Say what is budgeted, before the space is laid out: convolutions have narrow weights only where size counts."""
+        self._sized = "size_bytes" in metrics
+
+    def pairs(self, layer: Layer) -> Sequence[tuple[int, int]]:
+        """Floating point; 2- to 8-bit weights of linear layers, 8-bit ones of convolutions, both with 8-bit activations."""
+        if layer.kind not in ("conv", "depthwise", "linear"):
+            raise DeviceError(f"layer {layer.name!r} is of kind {layer.kind!r}, which device {self.name!r} does not know")
+        widths = WIDTHS if layer.kind == "linear" or self._sized else (8,)
+        return ((32, 32), *((bits, 8) for bits in widths))
+
+    def depends(self, source: Source) -> Mapping[str, Any]:
+        return {**self.versions, "kernels": source.kernels}
+
+    def runtime(self, network: Network, source: Source) -> TorchRuntime:
+        return TorchRuntime(source, self.batch)
