@@ -14,7 +14,7 @@ from tightrope.search.evaluate import Examples, Source, scored
 from tightrope.search.stopping import Rival, Scored
 from tightrope.search.task import Task
 from tightrope.spaces.cost import Score
-from tightrope.spaces.errors import CompressError
+from tightrope.spaces.errors import CompressError, DeviceError
 from tightrope.spaces.policy import Policy
 
 if TYPE_CHECKING:
@@ -62,6 +62,9 @@ class KernelSource(Source):
     def _of(self, batch: int) -> "Units":
         from tightrope.compressors.runtime.units import Units
 
+        if self.graph.batch not in (None, batch):
+            raise DeviceError(f"the model fixes its batch size: the device must run batches of {self.graph.batch}, got {batch}")
+
         if batch not in self._units:
             self._units[batch] = Units(self.graph, batch)
         return self._units[batch]
@@ -84,7 +87,7 @@ class KernelSource(Source):
         return executable(self.graph, payload, batch=batch)
 
     def _inputs(self, batch: int) -> tuple[Any, ...]:
-        from tightrope.compressors.export.skeleton import at_batch
+        from tightrope.compressors.runtime.graph import at_batch
 
         assert self.prepared.traced is not None
         return tuple(at_batch(value, batch) for value in self.prepared.traced.example)

@@ -152,7 +152,7 @@ class Skeleton:
                 root.register_buffer(str(node.target).replace(".", "_"), tensor_of(traced.skeleton, str(node.target)).detach())
                 node.target = str(node.target).replace(".", "_")
         module = fx.GraphModule(root, graph)
-        values = [at_batch(value, batch) for value in traced.example]
+        values = [_at_batch(value, batch) for value in traced.example]
         shapes = {p.name: [e.at(widths) for e in p.shape] for p in traced.network.parameters}
         values += [torch.zeros(shapes[name]) for name in lifted.values()]
         model = _to_onnx(module, tuple(values))
@@ -206,7 +206,7 @@ def _lift_parameters(graph: fx.Graph, traced: Traced, last: fx.Node) -> dict[str
     return {node.name: name for name, node in made.items()}
 
 
-def at_batch(value: Any, batch: int) -> Any:
+def _at_batch(value: Any, batch: int) -> Any:
     if not isinstance(value, torch.Tensor) or not value.dim():
         return value
     return value.repeat(math.ceil(batch / len(value)), *[1] * (value.dim() - 1))[:batch].clone()

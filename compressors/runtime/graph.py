@@ -1,8 +1,9 @@
 """The graph of a traced model as plain data: it travels to workers, stands in a file's metadata, and executes nothing when read."""
 
 import json
+import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from tightrope.compressors.capture import tensor_of
 from tightrope.compressors.trace import Traced, input_names
 from tightrope.spaces.errors import ExportError, FormatError
 from tightrope.spaces.fields import Fields, parse
-from tightrope.spaces.network import Extent, Network
+from tightrope.spaces.network import Extent, Network, Op
 
 VERSION = 1
 Kind = Literal["input", "layer", "parameter", "op", "output"]
@@ -36,13 +37,22 @@ class Size:
     extent: Extent
     per_example: bool = False
 
+    def over(self, batch: int) -> Extent:
+        """The size at a batch size, as it follows the widths."""
+        return times(self.extent, batch) if self.per_example else self.extent
+
+
+def times(extent: Extent, factor: int) -> Extent:
+    """A multiple of a size."""
+    return Extent(extent.fixed * factor, tuple((group, repeat * factor) for group, repeat in extent.terms))
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One operator. `name` is that of the network's operator where it is one; `target` names the layer, parameter or function.
+    """One operator. `name` is that of the network's where it is one of these; `target` names the layer, parameter or function.
 
-    `args` are None, numbers, words, dtypes, `Ref`, `Size` and tuples of them. `shape` is the shape of the tensor that it makes at
-    batch 1, None where it makes anything else; `item` is `f` for floating point, `l` for whole numbers, `b` for flags.
+    `args` are None, numbers, words, dtypes, `Ref`, `Size` and tuples of them. `shape` is the shape of the tensor that it makes, None
+    where it makes anything else; `item` is `f` for floating point, `l` for whole numbers, `b` for flags.
     """
 
     name: str
@@ -50,7 +60,7 @@ class Node:
     target: str
     args: tuple[Any, ...] = ()
     kwargs: tuple[tuple[str, Any], ...] = ()
-    shape: tuple[Extent, ...] | None = None
+    shape: tuple[Size, ...] | None = None
     item: str = "f"
 
     @property
@@ -66,11 +76,16 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """The nodes of a model in order, and its network. `constants` are tensors that no policy changes and no parameter holds."""
+    """The nodes of a model in order, and its network.
+
+    `constants` are tensors that no policy changes and no parameter holds. `batch` is the one batch size that the model runs at,
+    None where it runs at any.
+    """
 
     network: Network
     nodes: tuple[Node, ...]
     constants: Mapping[str, torch.Tensor]
+    batch: int | None = None
 
     @cached_property
     def by_name(self) -> dict[str, Node]:
@@ -85,7 +100,8 @@ class Graph:
         """
         skeleton, network = tracing.skeleton, tracing.network
         names = {node: node.name for node in skeleton.graph.nodes} | input_names(skeleton)
-        shapes = {op.name: (op.shape, _ITEMS.get(op.bytes_per_item, "f")) for op in network.ops}
+        actual = _shapes(tracing)
+        shapes = {op.name: (_sized(op, network, actual[op.name]), _ITEMS.get(op.bytes_per_item, "f")) for op in network.ops}
         parameters = {p.name: p.shape for p in network.parameters}
         rewrites, nodes, constants = tracing.ties.rewrites, [], {}
         for node in skeleton.graph.nodes:
@@ -94,11 +110,13 @@ class Graph:
                 nodes.append(Node(name, "input", target, (), (), *shapes.get(name, (None, "f"))))
             elif node.op == "get_attr":
                 if target in parameters:
-                    nodes.append(Node(name, "parameter", target, shape=parameters[target]))
+                    nodes.append(Node(name, "parameter", target, shape=tuple(map(Size, parameters[target]))))
                 else:
                     constants[target] = tensor_of(skeleton, target).detach().clone()
                     item = "f" if constants[target].is_floating_point() else _ITEMS.get(constants[target].element_size(), "l")
-                    nodes.append(Node(name, "parameter", target, (), (), tuple(map(Extent, constants[target].shape)), item))
+                    nodes.append(
+                        Node(name, "parameter", target, (), (), tuple(Size(Extent(n)) for n in constants[target].shape), item)
+                    )
             elif node.op == "output":
                 nodes.append(Node(name, "output", "", (_plain(_structured(skeleton, node), names, name),)))
             else:
@@ -111,14 +129,14 @@ class Graph:
                 kind: Kind = "layer" if node.op == "call_module" else "op"
                 known = target if kind == "layer" else _name_of(node.target)
                 nodes.append(Node(name, kind, known, tuple(args), kwargs, *shapes.get(name, (None, "f"))))
-        return Graph(network, tuple(nodes), constants)
+        return Graph(network, tuple(nodes), constants, skeleton.meta["batch"])
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "version": VERSION, "network": self.network.to_json(), "constants": sorted(self.constants),
+            "version": VERSION, "network": self.network.to_json(), "constants": sorted(self.constants), "batch": self.batch,
             "nodes": [
                 {"name": n.name, "kind": n.kind, "target": n.target, "args": _written(n.args), "kwargs": dict(_written(n.kwargs)),
-                 "shape": None if n.shape is None else [e.to_json() for e in n.shape], "item": n.item}
+                 "shape": None if n.shape is None else [_written(size) for size in n.shape], "item": n.item}
                 for n in self.nodes
             ],
         }  # fmt: skip
@@ -131,7 +149,7 @@ class Graph:
             FormatError: it is none; the message names the field.
         """
         top = parse(text, where)
-        top.only("version", "network", "constants", "nodes")
+        top.only("version", "network", "constants", "nodes", "batch")
         top.version(VERSION)
         network = Network.from_json(Fields(top.take("network", dict), f"{where}.network"))
         names = top.take("constants", list)
@@ -146,14 +164,17 @@ class Graph:
                 raise FormatError(f"{f.where}.kind must be input, layer, parameter, op or output, got {kind!r}")
             args = _read(f.take("args", list), f"{f.where}.args", known)
             kwargs = tuple((k, _read(v, f"{f.where}.kwargs", known)) for k, v in f.take("kwargs", dict).items())
-            extents = None if shape is None else tuple(Extent.from_json(v, f"{f.where}.shape") for v in shape)
-            nodes.append(Node(f.take("name", str), kind, f.take("target", str), args, kwargs, extents, f.take("item", str, "f")))
+            sizes = None if shape is None else _read(shape, f"{f.where}.shape", known)
+            if not all(isinstance(size, Size) for size in sizes or ()):
+                raise FormatError(f"{f.where}.shape must be sizes, got {shape!r}")
+            nodes.append(Node(f.take("name", str), kind, f.take("target", str), args, kwargs, sizes, f.take("item", str, "f")))
             known.add(nodes[-1].name)
             if kind == "op":
                 function(nodes[-1].target)
             if kind == "layer":
                 network.layer(nodes[-1].target)
-        return Graph(network, tuple(nodes), {name: constants[name] for name in names})
+        batch = top.take("batch", (int, type(None)))
+        return Graph(network, tuple(nodes), {name: constants[name] for name in names}, batch)
 
 
 def function(target: str) -> Callable[..., Any]:
@@ -174,6 +195,52 @@ def function(target: str) -> Callable[..., Any]:
     if not isinstance(found, torch._ops.OpOverload):
         raise FormatError(f"{target!r} is not an operator of torch's; the file may be of a newer version")
     return found
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a skeleton and keeps the shapes of what its nodes make."""
+
+    def __init__(self, skeleton: fx.GraphModule) -> None:
+        super().__init__(skeleton)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, torch.Tensor):
+            self.shapes[n.name] = tuple(value.shape)
+        return value
+
+
+def _shapes(tracing: Traced) -> dict[str, list[tuple[int, tuple[int, ...]]]]:
+    """For each operator of the network, its shape at a batch size or two."""
+    fixed = tracing.skeleton.meta["batch"]
+    names = {node.name: name for node, name in input_names(tracing.skeleton).items()}
+    found: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
+    for batch in (fixed,) if fixed else (2, 3):
+        recorder = _Recorder(tracing.skeleton)
+        with torch.no_grad():
+            recorder.run(*(at_batch(value, batch) for value in tracing.example), enable_io_processing=False)
+        for name, shape in recorder.shapes.items():
+            found.setdefault(names.get(name, name), []).append((batch, shape))
+    return found
+
+
+def _sized(op: Op, network: Network, actual: Sequence[tuple[int, tuple[int, ...]]]) -> tuple[Size, ...]:
+    """The sizes of an operator's tensor, and which of them follow the batch."""
+    sizes = []
+    for dim, extent in enumerate(op.shape):
+        per_example = len({shape[dim] for _, shape in actual}) > 1
+        batch, shape = actual[0]
+        here, known = shape[dim] // (batch if per_example else 1), extent.at(network.widths)
+        sizes.append(Size(times(extent, here // known) if known and here % known == 0 else Extent(here), per_example))
+    return tuple(sizes)
+
+
+def at_batch(value: Any, batch: int) -> Any:
+    """An input with its examples repeated to this batch size."""
+    if not isinstance(value, torch.Tensor) or not value.dim():
+        return value
+    return value.repeat(math.ceil(batch / len(value)), *[1] * (value.dim() - 1))[:batch].clone()
 
 
 def _name_of(target: Any) -> str:

@@ -80,9 +80,8 @@ class Units:
         layer, coded = self.graph.network.layer(unit.layer), step.x != ""
         free = bool(layer.inputs.terms) or unit.part > 0, bool(layer.outputs.terms) or not step.final
         linear, depthwise = unit.kind == "linear", unit.kind == "depthwise"
-        shape = step.node.shape or ()
+        shape = self._shape(step.node)
         lead = [e.fixed for e in (shape[:-1] if linear else shape[:1])]
-        lead[0] *= self.batch
         each = 1 if depthwise else unit.in_channels // unit.groups
         spec = (
             (unit.groups, depthwise and free[0]), (unit.in_channels, free[0]), (unit.out_channels, free[1]),
@@ -120,11 +119,7 @@ class Units:
         return f"{letter or node.item}:" + ",".join(_text(e, slots) for e in self._shape(node))
 
     def _shape(self, node: Node) -> list[Extent]:
-        shape = list(node.shape or ())
-        if shape and node.kind != "parameter":
-            first = shape[0]
-            shape[0] = Extent(first.fixed * self.batch, tuple((g, r * self.batch) for g, r in first.terms))
-        return shape
+        return [size.over(self.batch) for size in node.shape or ()]
 
     def _change(self, step: Step) -> _Family:
         """A step that quantises, decodes or lays out a tensor."""
@@ -164,9 +159,7 @@ class Units:
                 told.append(f"#{len(tensors) - 1}")
                 return Ref(str(len(tensors) - 1))
             if isinstance(value, Size):
-                extent = value.extent
-                if value.per_example:
-                    extent = Extent(extent.fixed * self.batch, tuple((g, r * self.batch) for g, r in extent.terms))
+                extent = value.over(self.batch)
                 told.append(_text(extent, slots))
                 return Size(extent) if extent.terms else extent.fixed
             if isinstance(value, dict):
