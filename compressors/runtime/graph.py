@@ -51,8 +51,8 @@ def times(extent: Extent, factor: int) -> Extent:
 class Node:
     """One operator. `name` is that of the network's where it is one of these; `target` names the layer, parameter or function.
 
-    `args` are None, numbers, words, dtypes, `Ref`, `Size` and tuples of them. `shape` is the shape of the tensor that it makes, None
-    where it makes anything else; `item` is `f` for floating point, `l` for whole numbers, `b` for flags.
+    `args` are None, numbers, words, dtypes, `Ref`, `Size` and tuples of them. `shape` is the shape of the tensor that it makes,
+    None where it makes anything else; `item` is `f` for floating point, `l` for whole numbers, `b` for flags.
     """
 
     name: str
