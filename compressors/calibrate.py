@@ -220,7 +220,7 @@ def calibrate(
     statistics = Statistics()
     keep = max(1, -(-ROWS // len(items)))
     layers = {name: _Layer(traced.layer(name), keep, rng) for name in traced.ties.outputs}
-    each = sum(traced.layer(name).weight.numel() for name in layers) // max(1, len(traced.network.ops))  # type: ignore[operator]
+    each = sum(layer.module.weight.numel() for layer in layers.values()) // max(1, len(traced.network.ops))
     samples = min(SAMPLES, max(LEAST_SAMPLES, each))
     forward = _Pass(traced, layers, statistics, max(1, samples // len(items)), rng)
     forward._samples = {}
