@@ -28,8 +28,9 @@ export class App {
     this.log = { x: false, y: false };
     this.version = 0; // of the points
     this.ready = false; // whether all that the first poll found is here
+    this.serial = 0; // of the drawings since then
     this.build(root);
-    new ResizeObserver(() => this.draw()).observe(this.parts.main);
+    new ResizeObserver(() => this.draw()).observe(this.parts.scatter);
     this.watchTheme();
   }
 
@@ -48,13 +49,13 @@ export class App {
       while (stale.length) {
         const batch = stale.slice(0, MOST_RUNS);
         for (const [header, columns] of unpack(await this.source.trials(batch))) this.runs.get(header.run)?.append(header, columns);
-        this.changed();
         stale = [...stale.slice(MOST_RUNS), ...batch.filter((run) => !run.pending && run.count < run.known)];
+        this.ready ||= !stale.length;
+        this.changed();
       }
       hurry = [...this.runs.values()].some((run) => run.pending);
       this.ready = true;
       this.status("");
-      this.draw();
     } catch (error) {
       this.status(`No answer from TensorBoard (${error.message}); trying again.`);
     }
@@ -382,15 +383,23 @@ export class App {
     this.changed();
   }
 
+  /** Draw at the next frame: the scatter, and what stands around it once that is seen. */
   draw() {
     this.drawing ??= requestAnimationFrame(() => {
       this.drawing = undefined;
       if (!this.runs.size || (!this.ready && !this.shown.length)) return;
-      this.notice();
-      for (const part of [this.list, this.legend, this.scatter, ...this.lines, this.selection]) part.draw();
-      void this.heat.update();
-      this.detail.refresh();
+      this.scatter.draw();
+      this.resting ??= setTimeout(() => this.drawRest());
     });
+  }
+
+  drawRest() {
+    this.resting = undefined;
+    this.notice();
+    for (const part of [this.list, this.legend, ...this.lines, this.selection]) part.draw();
+    void this.heat.update();
+    this.detail.refresh();
+    if (this.ready) this.parts.scatter.dataset.ready = String(++this.serial);
   }
 
   /** Warn where costs are not alike. */

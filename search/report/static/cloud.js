@@ -31,7 +31,7 @@ export class Cloud {
     this.context.putImageData(this.#image, left, top);
   }
 
-  /** How much of each pixel a mark covers, in 256ths: {side, cover}. */
+  /** The pixels of a mark, from its centre, and how much of each it covers, in 256ths: {reach, dx, dy, cover}. */
   #mask({ d, size, hollow, alpha }, ratio) {
     const key = `${d}|${size}|${hollow}|${alpha}|${ratio}`;
     const known = this.#masks.get(key);
@@ -45,27 +45,30 @@ export class Cloud {
       context.lineWidth = 1.5;
       context.stroke(new Path2D(d));
     } else context.fill(new Path2D(d));
+    const pixels = [];
     const { data } = context.getImageData(0, 0, side, side);
-    const cover = Uint16Array.from({ length: side * side }, (_, i) => Math.round((data[4 * i + 3] * alpha * 256) / 255));
-    const mask = { side, cover };
+    for (let i = 0; i < side * side; i++) {
+      const cover = Math.round((data[4 * i + 3] * alpha * 256) / 255);
+      if (cover) pixels.push([(i % side) - (side >> 1), Math.floor(i / side) - (side >> 1), cover]);
+    }
+    const [dx, dy, cover] = [0, 1, 2].map((k) => Int32Array.from(pixels, (pixel) => pixel[k]));
+    const mask = { reach: side >> 1, dx, dy, cover };
     this.#masks.set(key, mask);
     return mask;
   }
 }
 
 /** Blend one mark, its centre at (x, y), into an image of `w` x `h` pixels. */
-function stamp(data, w, h, x, y, { mask: { side, cover }, rgb: [r, g, b] }) {
-  const [x0, y0] = [x - (side >> 1), y - (side >> 1)];
-  if (x0 >= w || y0 >= h || x0 + side <= 0 || y0 + side <= 0) return;
-  const [from, to] = [Math.max(0, -x0), Math.min(side, w - x0)];
-  for (let j = Math.max(0, -y0); j < side && y0 + j < h; j++) {
-    let at = 4 * ((y0 + j) * w + x0 + from);
-    for (let i = from; i < to; i++, at += 4) {
-      const a = cover[j * side + i];
-      if (a === 0) continue;
-      data[at] += ((r - data[at]) * a) >> 8;
-      data[at + 1] += ((g - data[at + 1]) * a) >> 8;
-      data[at + 2] += ((b - data[at + 2]) * a) >> 8;
-    }
+function stamp(data, w, h, x, y, { mask: { reach, dx, dy, cover }, rgb: [r, g, b] }) {
+  if (x < -reach || y < -reach || x >= w + reach || y >= h + reach) return;
+  const whole = x >= reach && y >= reach && x < w - reach && y < h - reach;
+  for (let i = 0; i < cover.length; i++) {
+    const [px, py] = [x + dx[i], y + dy[i]];
+    if (!whole && (px < 0 || py < 0 || px >= w || py >= h)) continue;
+    const at = 4 * (py * w + px);
+    const a = cover[i];
+    data[at] += ((r - data[at]) * a) >> 8;
+    data[at + 1] += ((g - data[at + 1]) * a) >> 8;
+    data[at + 2] += ((b - data[at + 2]) * a) >> 8;
   }
 }

@@ -95,7 +95,8 @@ export class Run {
 
   clear(epoch) {
     this.epoch = epoch;
-    this.count = this.trials = this.failed = this.lastNumber = 0;
+    this.count = this.lastNumber = 0;
+    this.trials = this.failed = this.over = this.parts = 0; // how many: all, failed, beyond the budget, scored on a part
     this.columns = {};
     this.strings = [];
     this.dense = -1;
@@ -138,11 +139,13 @@ export class Run {
 
   /** Note what a new record is. */
   take(index) {
-    const { kind, number, failed } = this.columns;
+    const { kind, number, failed, feasible } = this.columns;
     if (kind[index] === KIND.trial) {
       const agent = this.text("label", index);
       this.trials++;
-      if (Number.isFinite(failed[index])) this.failed++;
+      this.failed += Number.isFinite(failed[index]);
+      this.over += feasible[index] !== 1;
+      this.parts += this.part(index) > 0;
       this.byNumber.set(number[index], index);
       this.lastNumber = Math.max(this.lastNumber, number[index]);
       this.agents.set(agent, (this.agents.get(agent) ?? 0) + 1);

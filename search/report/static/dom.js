@@ -36,7 +36,7 @@ export function heads(...cells) {
     const [text, kind, title] = [cell].flat();
     return element("th", { scope: "col", class: kind, title }, text);
   };
-  return element("thead", {}, element("tr", {}, cells.filter(Boolean).map(head)));
+  return element("thead", {}, element("tr", {}, cells.filter((cell) => cell !== null).map(head)));
 }
 
 // Marks of runs and agents beyond the sixth colour, of the controls, and of trials after their fine-tuning.

@@ -62,12 +62,11 @@ export class Legend {
     const { app } = this;
     const ink = app.theme("ink");
     const entry = (d, attributes, text) => element("span", {}, mark(d, attributes), text);
-    const points = (test) => app.points.some(test);
     const parts = this.colours(entry);
-    if (points((p) => p.kind === KIND.trial && !p.feasible))
-      parts.push(entry(SHAPES[0], { fill: app.theme("infeasible"), opacity: 0.7 }, "not within the budget"));
+    const grey = { fill: app.theme("infeasible"), opacity: 0.7 };
+    if (app.shown.some((run) => run.over)) parts.push(entry(SHAPES[0], grey, "not within the budget"));
     const hollow = { fill: "none", stroke: app.theme("muted"), "stroke-width": 1.5 };
-    if (points((p) => p.run.part(p.index))) parts.push(entry(SHAPES[0], hollow, "scored on a part of the split"));
+    if (app.shown.some((run) => run.parts)) parts.push(entry(SHAPES[0], hollow, "scored on a part of the split"));
     const names = app.marked.filter((p) => p.kind !== KIND.final).map((p) => p.run.text("label", p.index));
     for (const name of new Set(names)) parts.push(entry(CONTROL_SHAPES[name] ?? SHAPES[1], { fill: ink }, name));
     if (app.shown.some((run) => run.best >= 0)) parts.push(entry(RING, { fill: "none", stroke: ink, "stroke-width": 2 }, "best"));

@@ -11,16 +11,18 @@ export const METRICS = {
   macs: { name: "MACs", budget: "macs", better: -1, units: [["", 1], ["k", 1e3], ["M", 1e6], ["G", 1e9]] },
 };
 
+const plain = new Intl.NumberFormat("en-GB", { maximumFractionDigits: 6 });
+
 export function digits(value, count = 4) {
   if (!Number.isFinite(value)) return "–";
   const short = Number(value.toPrecision(count));
   const long = Math.abs(short) >= 1e6 || (short !== 0 && Math.abs(short) < 1e-4);
-  return long ? short.toExponential(2) : short.toLocaleString("en-GB", { maximumFractionDigits: 6 });
+  return long ? short.toExponential(2) : plain.format(short);
 }
 
 /** A count of things. */
 export function counted(value) {
-  return value.toLocaleString("en-GB");
+  return plain.format(value);
 }
 
 /** A share of the dense model's, with three digits that count. */

@@ -32,6 +32,7 @@ def test_columns_hold_what_the_journal_says(tmp_path: Path) -> None:
     assert column(run, "number") == [t["number"] for t in trials]
     assert column(run, "latency_ms") == [t["cost"]["latency_ms"] for t in trials]
     assert column(run, "feasible") == [t["feasible"] for t in trials]
+    assert {v for v in column(run, "count") if not math.isnan(v)} == {1000}
     for value, trial in zip(column(run, "score"), trials, strict=True):
         assert math.isnan(value) if trial["score"] is None else value == trial["score"]["value"]
     assert column(run, "score", "dense") == [journal[0]["dense"]["score"]["value"]]
@@ -181,6 +182,12 @@ def test_runs_are_found_at_any_depth_and_open_where_they_were_copied(tmp_path: P
     assert there.summary()["command"] == f"tightrope export '{tmp_path}/elsewhere/b c/net'"
     (itself,) = LogFolder([("", tmp_path / "runs" / "a" / "net")]).runs()
     assert itself.name == "net"
+
+
+def test_the_command_exports_what_the_device_takes(tmp_path: Path) -> None:
+    for device, form in (("ort-cpu", "onnx"), ("torch-cpu", "packed"), ("bitfusion", "packed")):
+        sample_runs.write_run(tmp_path / device, trials=2, device=device)
+        assert open_run(tmp_path / device).summary()["format"] == form
 
 
 def test_nothing_outside_the_log_folder_is_read(tmp_path: Path) -> None:
