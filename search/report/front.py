@@ -10,7 +10,7 @@ from pathlib import Path
 from tightrope.search import journal, pareto
 from tightrope.search.journal import Control, Final, Record
 from tightrope.search.trial import Trial
-from tightrope.spaces.cost import METRICS, Cost
+from tightrope.spaces.cost import METRICS, Cost, Score
 from tightrope.spaces.errors import RunError
 from tightrope.spaces.policy import write_atomically
 
@@ -75,6 +75,10 @@ class Front:
         top, whole = dict(self.record.header.limits).get(self.metric), self.record.header.dense_cost.metric(self.metric)
         return None if top is None or not whole else top / whole
 
+    def is_part(self, score: Score) -> bool:
+        """Whether a score is over fewer examples than the dense model's."""
+        return score.count < self.record.header.dense_score.count
+
     @property
     def score_name(self) -> str:
         """The score in words."""
@@ -89,8 +93,9 @@ def write_csv(run: Path, file: Path) -> None:
     names = [name for name in METRICS if front.record.header.dense_cost.metric(name) is not None]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
-        ["number", "agent", "best", "feasible", "score", "stderr", "score_to_dense", *names, "cost_to_dense", "latency_low_ms",
-         "latency_high_ms", "simulated", "final_score", "final_stderr", "measured_ratio", "measured_low", "measured_high"]
+        ["number", "agent", "best", "feasible", "score", "stderr", "scored_on", "score_to_dense", *names, "cost_to_dense",
+         "latency_low_ms", "latency_high_ms", "simulated", "final_score", "final_stderr", "measured_ratio", "measured_low",
+         "measured_high"]
     )  # fmt: skip
     for trial in front.trials:
         writer.writerow(_row(front, trial, names))
@@ -106,8 +111,8 @@ def _row(front: Front, trial: Trial, names: Sequence[str]) -> list[object]:
     dense = front.record.header.dense_score.value
     return [
         trial.number, trial.agent, int(front.best == trial), int(trial.feasible), trial.score.value, trial.score.stderr,
-        round(trial.score.value - dense, 6), *(trial.cost.metric(name) for name in names), round(front.price(trial.cost), 6),
-        low, high, int(trial.cost.simulated), *tuned, *measured,
+        trial.score.count, round(trial.score.value - dense, 6), *(trial.cost.metric(name) for name in names),
+        round(front.price(trial.cost), 6), low, high, int(trial.cost.simulated), *tuned, *measured,
     ]  # fmt: skip
 
 

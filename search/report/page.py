@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from tightrope.search import pareto
+from tightrope.search.report.module import script, style
 from tightrope.search.report.runs import COSTS, KINDS, Run, open_run, pack
 from tightrope.spaces.policy import write_atomically
 
-STATIC = Path(__file__).with_name("static")
 MOST_POLICIES = 1000  # policies that a page holds; the fronts and controls come first
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -38,13 +38,13 @@ def write_html(run: Path, file: Path) -> None:
     """Write the page. It holds all trials, the policies of every front and of the controls, and others up to a thousand."""
     read = open_run(run)
     data = gzip.compress(json.dumps(_data(read), allow_nan=False).encode(), mtime=0)
-    script = (STATIC / "index.js").read_text(encoding="utf-8") + "\nrender();\n"
+    code = f"{script()}\nrender();\n"
     page = _PAGE.format(
-        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        digest=base64.b64encode(hashlib.sha256(code.encode()).digest()).decode(),
         title=html.escape(f"{read.study['name'] or read.name}: trials and front"),
-        style=(STATIC / "pareto.css").read_text(encoding="utf-8"),
+        style=style(),
         data=base64.b64encode(data).decode(),
-        script=script,
+        script=code,
     )
     write_atomically(file, page)
 

@@ -1,4 +1,4 @@
-"""The tab "Pareto" of TensorBoard: serves the runs below the log folder to `static/index.js`.
+"""The tab "Pareto" of TensorBoard: serves the runs below the log folder to the script of `static/`.
 
 Routes, all below `/data/plugin/pareto`:
     /index.js, /pareto.css      the page
@@ -19,33 +19,33 @@ from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import Request, Response
 
+from tightrope.search.report.module import script, style
 from tightrope.search.report.runs import LogFolder, Run, pack
 from tightrope.spaces.errors import TightropeError
 
 log = logging.getLogger(__name__)
-STATIC = Path(__file__).with_name("static")
-_FILES = {"/index.js": "text/javascript", "/pareto.css": "text/css"}
 _MOST_BYTES = 24 << 20  # read from disk in one answer
 _MOST_RECORDS = 50_000  # in one answer
 _MOST_POLICIES = 100  # in one answer
 
 
 class ParetoPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
-    """Shows all trials, the front and every policy of the searches below `--logdir`."""
+    """Shows all trials, the front and every policy of the searches below `--logdir` or the folders of `--logdir_spec`."""
 
     plugin_name = "pareto"
 
     def __init__(self, context: base_plugin.TBContext) -> None:
-        self._folder = LogFolder(Path(context.logdir)) if context.logdir and "://" not in context.logdir else None
+        self._folder = LogFolder(_roots(context))
 
     def get_plugin_apps(self) -> Mapping[str, Callable[..., Iterable[bytes]]]:
         """The routes."""
         answers = {"/runs": self._runs, "/trials": self._trials, "/policies": self._policies}
-        return {**{path: _file(path, kind) for path, kind in _FILES.items()}, **{path: _safe(a) for path, a in answers.items()}}
+        pages = {"/index.js": _page(script, "text/javascript"), "/pareto.css": _page(style, "text/css")}
+        return pages | {path: _safe(answer) for path, answer in answers.items()}
 
     def is_active(self) -> bool:
         """Whether any run is there. The first call starts to read them, so that the tab opens on read ones."""
-        runs = self._folder.runs() if self._folder else []
+        runs = self._folder.runs()
         if any(not len(run) for run in runs):
             threading.Thread(target=_refresh, args=(runs,), name="pareto-reader", daemon=True).start()
         return bool(runs)
@@ -55,7 +55,7 @@ class ParetoPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="Pareto", disable_reload=True)
 
     def _runs(self, request: Request) -> Response:
-        runs = self._folder.runs() if self._folder else []
+        runs = self._folder.runs()
         left = _MOST_BYTES
         for run in runs:
             left -= _refresh([run], left) if left > 0 else 0
@@ -69,7 +69,7 @@ class ParetoPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         left = _MOST_RECORDS
         for since in request.args.get("since", "").split(","):
             identifier, epoch, start, *_ = *since.split("."), "", ""
-            run = self._run(identifier)
+            run = self._folder.run(identifier)
             first = int(start) if epoch == run.epoch and start.isdecimal() else 0
             header, block = run.part(first, left)
             left -= header["count"]
@@ -77,15 +77,23 @@ class ParetoPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         return _respond(request, pack(parts), "application/octet-stream")
 
     def _policies(self, request: Request) -> Response:
-        run = self._run(request.args.get("run", ""))
+        run = self._folder.run(request.args.get("run", ""))
         wanted = [int(text) for text in request.args.get("index", "").split(",") if text.isdecimal()][:_MOST_POLICIES]
         body = json.dumps({"run": run.id, "epoch": run.epoch, "policies": [run.detail(index) for index in wanted]})
         return _respond(request, body.encode(), "application/json")
 
-    def _run(self, identifier: str) -> Run:
-        if self._folder is None:
-            raise FileNotFoundError("no log folder")
-        return self._folder.run(identifier)
+
+def _roots(context: base_plugin.TBContext) -> list[tuple[str, Path]]:
+    """Name and path of each log folder: `--logdir`, without a name, or the `name:path,path,...` of `--logdir_spec`.
+
+    What is not on this machine (`gs://...`) is left out.
+    """
+    if context.logdir:
+        named = [("", context.logdir)]
+    else:
+        parts = (getattr(context.flags, "logdir_spec", "") or "").split(",")
+        named = [("", part) if part.startswith("/") or ":" not in part else tuple(part.split(":", 1)) for part in parts if part]
+    return [(name, Path(path).expanduser()) for name, path in named if "://" not in f"{name}:{path}"]
 
 
 def _refresh(runs: Iterable[Run], limit: int | None = None) -> int:
@@ -115,10 +123,10 @@ def _safe(answer: Callable[[Request], Response]) -> Callable[..., Iterable[bytes
     return route
 
 
-def _file(path: str, kind: str) -> Callable[..., Iterable[bytes]]:
+def _page(text: Callable[[], str], kind: str) -> Callable[..., Iterable[bytes]]:
     @Request.application
     def route(request: Request) -> Response:
-        return _respond(request, (STATIC / path[1:]).read_bytes(), kind)
+        return _respond(request, text().encode(), kind)
 
     return route
 

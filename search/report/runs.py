@@ -30,7 +30,7 @@ KINDS = ("trial", "control", "final", "dense")
 COSTS = ("latency_ms", "energy_mj", "size_bytes", "peak_ram_bytes", "macs")
 # Of `label`, `failed` and `provenance` the column holds an index into the run's strings; a missing number is NaN.
 COLUMNS = (
-    "kind", "number", "label", "score", "stderr", *COSTS, "low_ms", "high_ms", "feasible", "failed", "cpu_seconds", "time",
+    "kind", "number", "label", "score", "stderr", "count", *COSTS, "low_ms", "high_ms", "feasible", "failed", "cpu_seconds", "time",
     "simulated", "extrapolated", "provenance", "ratio", "ratio_low", "ratio_high",
 )  # fmt: skip
 _CHUNK = 4 << 20
@@ -43,12 +43,15 @@ _NAN = math.nan
 class Run:
     """One run folder. `epoch` changes when its journal is not the file that was read before."""
 
-    def __init__(self, folder: Path, root: Path, shown: str) -> None:
-        """`folder` is the run's real path, `root` the real path it must stay below, `shown` the path that users know."""
+    def __init__(self, folder: Path, root: Path, shown: str, group: str = "") -> None:
+        """`folder` is the run's real path, `root` the real path it must stay below, `shown` the path that users know.
+
+        `group` is the name that the user gave to `root`, if any.
+        """
         self.folder, self._root, self.shown = folder, root, shown
         inside = folder.relative_to(root)
-        self.name = _text(str(inside) if inside.parts else folder.name)
-        self.id = hashlib.sha256(os.fsencode(str(inside))).hexdigest()[:16]
+        self.name = _text("/".join(filter(None, (group, *inside.parts))) or folder.name)
+        self.id = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
         self._lock = threading.Lock()
         self._network: tuple[tuple[int, int], Network] | None = None
         self._by_layer: tuple[tuple[int, int], dict[str, dict[str, float]]] | None = None
@@ -145,7 +148,7 @@ class Run:
         low, high = interval
         row = (
             KINDS.index(kind), number, self._string(label), _number(score.get("value")), _number(score.get("stderr")),
-            *(_number(cost.get(name)) for name in COSTS), _number(low), _number(high), feasible,
+            _number(score.get("count")), *(_number(cost.get(name)) for name in COSTS), _number(low), _number(high), feasible,
             self._string(failed) if failed else _NAN, _number(record.get("cpu_seconds")), _number(record.get("time")),
             cost.get("simulated") is True, cost.get("extrapolated") is True, self._string(cost.get("provenance", "")),
             _number(measured.get("ratio")), _number(measured.get("low")), _number(measured.get("high")),
@@ -168,7 +171,8 @@ class Run:
         """What stands in the list of runs."""
         return {
             "id": self.id, "name": self.name, "epoch": self.epoch, "count": len(self), "more": self.more,
-            "bad_lines": self.bad_lines, "command": f"tightrope export {shlex.quote(_text(self.shown))}", "study": self.study,
+            "bad_lines": self.bad_lines, "study": self.study, "command": f"tightrope export {shlex.quote(_text(self.shown))}",
+            "format": "onnx" if self.study.get("device") == "ort-cpu" else "packed",
         }  # fmt: skip
 
     def part(self, start: int, most: int) -> tuple[dict[str, Any], bytes]:
@@ -256,10 +260,11 @@ class Run:
 
 
 class LogFolder:
-    """All runs below a log folder. A run is asked for by its id, so no path ever comes from a request."""
+    """All runs below one log folder or several. A run is asked for by its id, so no path ever comes from a request."""
 
-    def __init__(self, root: Path) -> None:
-        self._given = root
+    def __init__(self, roots: Iterable[tuple[str, Path]]) -> None:
+        """Each root with the name that its runs' names begin with; it may be empty."""
+        self._roots = list(roots)
         self._runs: dict[str, Run] = {}
         self._lock = threading.Lock()
         self._next_scan = 0.0
@@ -282,12 +287,12 @@ class LogFolder:
         raise RunError("no such run in the log folder")
 
     def _scan(self) -> None:
-        root = Path(os.path.realpath(self._given))
-        found = {}
-        for folder in _journal_folders(root):
-            inside = folder.relative_to(root)
-            run = Run(folder, root, _shown(self._given, inside))
-            found[run.id] = self._runs.get(run.id, run)
+        found: dict[str, Run] = {}
+        for group, given in self._roots:
+            root = Path(os.path.realpath(given))
+            for folder in _journal_folders(root):
+                run = Run(folder, root, _shown(given, folder.relative_to(root)), group)
+                found.setdefault(run.id, self._runs.get(run.id, run))
         self._runs = found
 
 

@@ -25,7 +25,9 @@ def front_table(run: Path) -> "Table":
     simulated = ", simulated" if header.simulated else ""
     title = f"{header.name}: front of {len(front.trials)} among {len(front.record.trials)} trials on {header.device}{simulated}"
     table = Table(title=Text(title), title_justify="left", caption_justify="left", header_style="bold")
-    table.caption = Text(f"budget {', '.join(header.budget) or 'none'}; ● best, + beyond the budget; × as a share of dense")
+    parts = any(trial.score is not None and front.is_part(trial.score) for trial in front.trials)
+    part = f"; (n): scored on n of {header.dense_score.count} examples" if parts else ""
+    table.caption = Text(f"budget {', '.join(header.budget) or 'none'}; ● best, + beyond the budget; × as a share of dense{part}")
     table.add_column("trial", justify="right")
     table.add_column(front.score_name, justify="right")
     table.add_column("to dense", justify="right")
@@ -51,8 +53,9 @@ def front_table(run: Path) -> "Table":
 def _cells(front: Front, score: Score, cost: Cost, told: list[str]) -> list[str]:
     difference = score.value - front.record.header.dense_score.value
     price = front.price(cost)
+    part = f" ({score.count})" if front.is_part(score) else ""
     return [
-        f"{score.value:.2f} ± {score.stderr:.2f}", f"{difference:+.2f}", *(amount(name, cost.metric(name)) for name in told),
+        f"{score.value:.2f} ± {score.stderr:.2f}{part}", f"{difference:+.2f}", *(amount(name, cost.metric(name)) for name in told),
         f"{price:.3f}" if math.isfinite(price) else "–",
     ]  # fmt: skip
 

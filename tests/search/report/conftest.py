@@ -15,14 +15,14 @@ FLAGS = (
 ).split()
 
 
-def launch(logdir: Path) -> str:
+def launch(logdir: Path | str, *, option: str = "--logdir") -> str:
     """Start TensorBoard with the plug-in; its address. The server ends with the process."""
     from tensorboard import default, program
 
     from tightrope.search.report.plugin import ParetoPlugin
 
     board = program.TensorBoard(plugins=[*default.get_static_plugins(), ParetoPlugin])
-    board.configure(argv=["tensorboard", "--logdir", str(logdir), "--port", "0", "--host", "127.0.0.1", "--load_fast", "false"])
+    board.configure(argv=["tensorboard", option, str(logdir), "--port", "0", "--host", "127.0.0.1", "--load_fast", "false"])
     address: str = board.launch()
     return address
 

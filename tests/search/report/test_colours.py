@@ -2,13 +2,12 @@
 
 import itertools
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import tightrope.search.report.page as page
+from tightrope.search.report.module import style
 
 Float = NDArray[np.float64]
 # Full dichromacy in linear RGB: Machado, Oliveira and Fernandes, IEEE TVCG 15 (2009), severity 1.0.
@@ -33,7 +32,7 @@ def lab(rgb: Float) -> Float:
 
 
 def themes() -> list[dict[str, str]]:
-    blocks = re.findall(r":root[^{]*\{(.*?)\}", (Path(page.STATIC) / "pareto.css").read_text(), re.S)
+    blocks = re.findall(r":root[^{]*\{(.*?)\}", style(), re.S)
     return [dict(re.findall(r"--([a-z-]+\d?): (#[0-9a-f]{6})", block)) for block in blocks]
 
 

@@ -1,6 +1,7 @@
 """The front as table, plot, CSV, picture and page."""
 
 import csv
+import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -130,6 +131,20 @@ def test_the_page_needs_nothing_but_itself(run: tuple[Path, list[dict[str, Any]]
     assert [url for url in asked if not url.startswith(("file:", "blob:", "data:"))] == []
     assert errors == []
     page.close()
+
+
+def test_a_score_on_a_part_of_the_split_says_so(tmp_path: Path) -> None:
+    journal = sample_runs.write_run(tmp_path / "net", trials=40)
+    number = expected_front(journal)[0]
+    journal[1 + number]["score"]["count"] = 250
+    (tmp_path / "net" / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in journal))
+    table = shown(front_table(tmp_path / "net"))
+    assert table.count("(250)") == 1 and "scored on n of 1000 examples" in table
+    write_csv(tmp_path / "net", tmp_path / "front.csv")
+    rows = list(csv.DictReader((tmp_path / "front.csv").open()))
+    assert {row["number"]: row["scored_on"] for row in rows} == {str(n): "1000" for n in expected_front(journal)} | {
+        str(number): "250"
+    }
 
 
 def test_a_folder_that_is_no_run_is_a_clear_error(tmp_path: Path) -> None:

@@ -85,6 +85,23 @@ def test_an_empty_log_folder_is_no_error(tmp_path: Path, tensorboard: Start) -> 
         assert b'"pareto"' in answer.read()
 
 
+def test_the_folders_of_logdir_spec_are_served(tmp_path: Path) -> None:
+    from conftest import launch
+
+    for name in ("a/net", "b/net", "c/net", "secret/net"):
+        sample_runs.write_run(tmp_path / name, trials=3)
+    address = launch(f"first:{tmp_path}/a,second:{tmp_path}/b,{tmp_path}/c", option="--logdir_spec")
+    runs = get(address, "/runs").json["runs"]
+    commands = [f"tightrope export {tmp_path}/{name}/net" for name in ("a", "b", "c")]
+    assert sorted((run["name"], run["command"]) for run in runs) == [
+        (name, command)
+        for name, command in zip(("first/net", "net", "second/net"), (commands[0], commands[2], commands[1]), strict=True)
+    ]
+    for run in runs:
+        (found,) = get(address, f"/policies?run={run['id']}&index=1").json["policies"]
+        assert found["layers"]
+
+
 def test_the_plugin_is_found_by_its_entry_point() -> None:
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
     module, _, name = project["project"]["entry-points"]["tensorboard_plugins"]["pareto"].partition(":")

@@ -32,6 +32,7 @@ def test_columns_hold_what_the_journal_says(tmp_path: Path) -> None:
     assert column(run, "number") == [t["number"] for t in trials]
     assert column(run, "latency_ms") == [t["cost"]["latency_ms"] for t in trials]
     assert column(run, "feasible") == [t["feasible"] for t in trials]
+    assert {v for v in column(run, "count") if not math.isnan(v)} == {1000}
     for value, trial in zip(column(run, "score"), trials, strict=True):
         assert math.isnan(value) if trial["score"] is None else value == trial["score"]["value"]
     assert column(run, "score", "dense") == [journal[0]["dense"]["score"]["value"]]
@@ -171,16 +172,22 @@ def test_a_final_has_the_policy_of_its_trial(tmp_path: Path) -> None:
 def test_runs_are_found_at_any_depth_and_open_where_they_were_copied(tmp_path: Path) -> None:
     sample_runs.write_run(tmp_path / "runs" / "a" / "net", trials=5)
     shutil.copytree(tmp_path / "runs" / "a", tmp_path / "elsewhere" / "b c")
-    (here,) = LogFolder(tmp_path / "runs").runs()
-    (there,) = LogFolder(tmp_path / "elsewhere").runs()
+    (here,) = LogFolder([("", tmp_path / "runs")]).runs()
+    (there,) = LogFolder([("", tmp_path / "elsewhere")]).runs()
     assert (here.name, there.name) == ("a/net", "b c/net")
     for run in (here, there):
         run.refresh()
     assert repr(here.columns) == repr(there.columns) and len(here) == 12
     assert here.detail(3) == there.detail(3)
     assert there.summary()["command"] == f"tightrope export '{tmp_path}/elsewhere/b c/net'"
-    (itself,) = LogFolder(tmp_path / "runs" / "a" / "net").runs()
+    (itself,) = LogFolder([("", tmp_path / "runs" / "a" / "net")]).runs()
     assert itself.name == "net"
+
+
+def test_the_command_exports_what_the_device_takes(tmp_path: Path) -> None:
+    for device, form in (("ort-cpu", "onnx"), ("torch-cpu", "packed"), ("bitfusion", "packed")):
+        sample_runs.write_run(tmp_path / device, trials=2, device=device)
+        assert open_run(tmp_path / device).summary()["format"] == form
 
 
 def test_nothing_outside_the_log_folder_is_read(tmp_path: Path) -> None:
@@ -192,7 +199,7 @@ def test_nothing_outside_the_log_folder_is_read(tmp_path: Path) -> None:
     (runs / "journal-linked" / "trials.jsonl").symlink_to(tmp_path / "secret" / "trials.jsonl")
     (runs / "fifo").mkdir()
     os.mkfifo(runs / "fifo" / "trials.jsonl")
-    folder = LogFolder(runs)
+    folder = LogFolder([("", runs)])
     for run in folder.runs():
         run.refresh()
     assert {run.name for run in folder.runs() if len(run)} == {"good"}
@@ -213,11 +220,11 @@ def test_nothing_outside_the_log_folder_is_read(tmp_path: Path) -> None:
 def test_a_log_folder_may_be_a_link_or_missing(tmp_path: Path) -> None:
     sample_runs.write_run(tmp_path / "real" / "net", trials=5)
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    (run,) = LogFolder(tmp_path / "link").runs()
+    (run,) = LogFolder([("", tmp_path / "link")]).runs()
     run.refresh()
     assert len(run) == 12  # dense, five trials, three controls, three finals
     assert run.summary()["command"].endswith("/link/net")
-    assert LogFolder(tmp_path / "missing").runs() == []
+    assert LogFolder([("", tmp_path / "missing")]).runs() == []
 
 
 @pytest.mark.parametrize("name", ["<img src=x onerror=alert(1)>", "a'b\"c", "-rf", "new\nline", "über", "$(touch x)"])
@@ -226,7 +233,7 @@ def test_the_command_quotes_any_name(tmp_path: Path, name: str, monkeypatch: pyt
 
     sample_runs.write_run(tmp_path / name, trials=1)
     monkeypatch.chdir(tmp_path)
-    (run,) = LogFolder(Path()).runs()
+    (run,) = LogFolder([("", Path())]).runs()
     words = shlex.split(run.summary()["command"])
     assert words[:2] == ["tightrope", "export"] and len(words) == 3
     assert Path(words[2]) == Path(name) and not words[2].startswith("-")
@@ -235,7 +242,7 @@ def test_the_command_quotes_any_name(tmp_path: Path, name: str, monkeypatch: pyt
 def test_a_name_that_is_not_utf8_can_be_sent(tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe"))
     sample_runs.write_run(folder, trials=1)
-    (run,) = LogFolder(tmp_path).runs()
+    (run,) = LogFolder([("", tmp_path)]).runs()
     json.dumps(run.summary(), ensure_ascii=False).encode()
 
 
