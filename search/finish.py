@@ -2,20 +2,22 @@
 
 import json
 import logging
+import math
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tightrope.search.distribute import Executor
+from tightrope.search.edge import timed
 from tightrope.search.evaluate import score_module
 from tightrope.search.journal import Control, Final
 from tightrope.search.pareto import ties
 from tightrope.search.study import Study
 from tightrope.search.trial import Trial
-from tightrope.spaces.budget import Budget
+from tightrope.spaces.budget import Budget, Limits
 from tightrope.spaces.cost import Cost, Score
 from tightrope.spaces.errors import ExportError
 from tightrope.spaces.policy import Policy, write_atomically
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from tightrope.search.session import Setting
 
 log = logging.getLogger(__name__)
-TIMED_FOR_ONE = 8  # trials timed for each that is fine-tuned
+TIMED_FOR_ONE, MOST_TIMED = 8, 64  # trials timed at once, and at most, for each that is fine-tuned
 RECIPE_SHARE, INT8 = 0.5, (8, 8)  # the hand recipe: half of the channels everywhere, fine-tune, int8
 
 
@@ -226,7 +228,7 @@ def _rival(study: Study, setting: "Setting", workers: Executor, agent: str, tria
     header, progress = study.header, setting.progress
     other = Study.start(
         setting.space, setting.device, Budget.parse(header.budget), workers, name=agent, agent=agent, trials=trials,
-        seed=header.seed + 1_000_003, metric=header.metric,
+        seed=header.seed + 1_000_003, metric=header.metric, hold=lambda _: study.problem.limits,
     )  # fmt: skip
     other.run(workers, on_trial=[lambda trial, _: progress.step(trial.number + 1, trials, agent)])
     best = other.best
@@ -241,24 +243,37 @@ def _candidates(study: Study, setting: "Setting", count: int, remarks: list[str]
     found: dict[Policy, Trial] = {}
     for trial in ranked:
         found.setdefault(trial.policy, trial)
-    return _in_time(list(found.values())[: TIMED_FOR_ONE * count], study, setting, remarks)[:count]
+    return _in_time(list(found.values()), study, setting, count, remarks)
 
 
-def _in_time(trials: list[Trial], study: Study, setting: "Setting", remarks: list[str]) -> list[Trial]:
-    """The trials, those first whose files meet the latency budget when measured; fine-tuning does not change their time."""
-    most = dict(study.header.limits).get("latency_ms")
+def _in_time(trials: list[Trial], study: Study, setting: "Setting", count: int, remarks: list[str]) -> list[Trial]:
+    """The first `count` trials whose files meet the latency budget when measured, filled up with others if they are too few.
+
+    They are timed before fine-tuning, which does not change it, some at a time and no more than needed.
+    """
+    most = dict(_allowed(study).top).get("latency_ms")
     if most is None or not setting.measured:
-        return trials
-    from tightrope.compressors.assemble import assemble
-    from tightrope.estimators.measured.clock import ratios
-
-    policies = {"dense": study.header.dense, **{str(t.number): t.policy for t in trials}}
-    timed = {n: setting.source.timed(assemble(setting.prepared, p), setting.device.batch) for n, p in policies.items()}
-    measured = ratios(timed, "dense", seed=setting.config.seed)
-    slow = {t.number for t in trials if measured[str(t.number)][0] > most / study.header.dense_cost.latency_ms}
+        return trials[:count]
+    kept: list[Trial] = []
+    slow: list[Trial] = []
+    for start in range(0, min(len(trials), MOST_TIMED * count), TIMED_FOR_ONE * count):
+        part = trials[start : start + TIMED_FOR_ONE * count]
+        measured = timed([t.policy for t in part], study.header.dense, setting)
+        for trial, (ratio, _, _) in zip(part, measured, strict=True):
+            (kept if ratio <= most / study.header.dense_cost.latency_ms else slow).append(trial)
+        if len(kept) >= count:
+            break
     if slow:
-        remarks.append(f"{len(slow)} of the {len(trials)} best trials missed the latency budget when measured, before fine-tuning")
-    return sorted(trials, key=lambda t: t.number in slow)
+        remarks.append(
+            f"{len(slow)} of the {len(slow) + len(kept)} best trials missed the latency budget when measured, before fine-tuning"
+        )
+    return [*kept, *slow][:count]
+
+
+def _allowed(study: Study) -> Limits:
+    """The budget as it was given; the search may have been held to less (`search/edge.py`)."""
+    header, device = study.header, study.problem.device
+    return Budget.parse(header.budget).resolve(header.dense_cost, device.metrics, device.name)
 
 
 def _tuned(row: Row, setting: "Setting") -> "fx.GraphModule":
@@ -282,15 +297,15 @@ def _measure(rows: list[Row], study: Study, setting: "Setting", remarks: list[st
     for number, row in enumerate(rows[1:], 1):
         assert row.module is not None
         payloads[str(number)] = payload_of(row.module)
-    timed = {name: setting.source.timed(payload, setting.device.batch) for name, payload in payloads.items()}
-    measured = ratios(timed, "dense", seed=setting.config.seed)
+    files = {name: setting.source.timed(payload, setting.device.batch) for name, payload in payloads.items()}
+    measured = ratios(files, "dense", seed=setting.config.seed)
     rows[0].measured = measured["dense"]
-    limits = dict(study.header.limits)
+    limits = dict(_allowed(study).top)
+    most = limits.pop("latency_ms", math.inf) / study.header.dense_cost.latency_ms
+    judge = replace(study.problem, limits=Limits(tuple(limits.items())))  # of all that no clock tells
     for number, row in enumerate(rows[1:], 1):
         row.measured = measured[str(number)]
-        row.within_budget = study.problem.meets(row.search, row.cost)
-        if "latency_ms" in limits:
-            row.within_budget &= row.measured[0] <= limits["latency_ms"] / study.header.dense_cost.latency_ms
+        row.within_budget = judge.meets(row.search, row.cost) and row.measured[0] <= most
     remarks.append("measured: ratio to dense in the same interleaved rounds, one thread, CPU time, 90 % interval")
 
 

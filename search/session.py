@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tightrope.search import config as configs
 from tightrope.search.config import Config
 from tightrope.search.distribute import Executor, pool
+from tightrope.search.edge import tightened
 from tightrope.search.progress import Quiet, default
 from tightrope.search.study import Study
 from tightrope.search.task import Task, load
@@ -121,6 +122,7 @@ def run(task: Task, config: Config, progress: Quiet, on_study: Callable[[Study, 
             study = Study.start(
                 setting.space, setting.device, Budget.parse(config.budget), workers, folder=folder, name=folder.name,
                 agent=config.agent, settings=config.agent_settings, trials=config.trials, seed=config.seed, metric=task.metric_name,
+                hold=lambda problem: tightened(problem, setting),
             )  # fmt: skip
             config.save(folder / "config.yaml")
             write_network(setting, folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,10 +69,12 @@ class Study(Results):
         seed: int = 0,
         metric: str = "top1",
         stopping: float = 0.0,
+        hold: Callable[[Problem], Limits] | None = None,
     ) -> Study:
         """Begin a search: score the dense model, resolve the budget against its cost, and open the journal.
 
         Args:
+            hold: called once; the limits that it returns stand in for those of the budget.
             stopping: probability with which a trial that is no worse than the best so far may be given up early; 0 scores every
                 trial on the whole split. Only `top1` gives up trials.
 
@@ -91,10 +94,14 @@ class Study(Results):
             limits = budget.resolve(cost, device.metrics, device.name)
             problem = Problem(space, device, limits, Score(0.0, 0.0, 0), budget.floor, seed, trials)
             problem.check()
+            if hold is not None:
+                problem = replace(problem, limits=hold(problem))
+                problem.check()
             score, right = _score_dense(executor, whole)
+            limits = problem.limits
             header = Header(
-                name, space.network.fingerprint, device.name, device.simulated, budget.text, limits.top, budget.floor, agent,
-                seed, metric, whole, score, cost, executor.slots, trials, dict(settings or {}), time.time(), stopping,
+                name, space.network.fingerprint, device.name, device.simulated, budget.text, limits.top, budget.floor, agent, seed,
+                metric, whole, score, cost, executor.slots, trials, dict(settings or {}), time.time(), stopping,
                 right if stopping else None,
             )  # fmt: skip
             study = Study._make(header, space, device, book, None)

@@ -1,0 +1,59 @@
+"""Holding a latency budget to the clock: how far a device's estimates are off just where the budget lies."""
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tightrope.search.agent import Problem
+from tightrope.search.agents.repair import fit
+from tightrope.search.agents.uniform import Even
+from tightrope.spaces.budget import Limits
+from tightrope.spaces.policy import Policy, unique
+
+if TYPE_CHECKING:
+    from tightrope.search.session import Setting
+
+Interval = tuple[float, float, float]
+log = logging.getLogger(__name__)
+TIMED = 12
+SPREAD = 0.15  # of the policies around the even ones, in [0,1]^d
+MOST = 1.15  # a table that is further off is wrong, and no budget is held to it
+
+
+def edge(problem: Problem, count: int = TIMED) -> list[Policy]:
+    """Policies that use the whole budget as the device estimates it: the even ones, and others near them."""
+    even = Even(problem)
+    drawn = [fit(problem, even.near(i, problem.rng(i, use=3), SPREAD)) for i in range(2 * count)]
+    return unique([*(fit(problem, problem.space.encode(p)) for p in even.policies), *drawn])[:count]
+
+
+def tightened(problem: Problem, setting: "Setting") -> Limits:
+    """The problem's limits, that on latency tightened by what the estimates miss at the edge of the budget.
+
+    Policies there are built and timed in the same rounds as the dense model. What counts is the ratio to dense, measured over
+    estimated; the limit is divided by its median, and never loosened. So the policies that a search ends with measure within
+    the budget, whatever the table's errors have in common there. Nothing is done on a device that is a model.
+    """
+    if "latency_ms" not in dict(problem.limits.top) or not setting.measured:
+        return problem.limits
+    setting.progress.phase("time policies at the edge of the budget")
+    policies = edge(problem)
+    measured = timed(policies, problem.space.dense, setting)
+    whole = problem.dense_cost.latency_ms
+    missed = [ratio / (problem.cost(p).latency_ms / whole) for p, (ratio, _, _) in zip(policies, measured, strict=True)]
+    factor = float(np.clip(np.median(missed), 1.0, MOST))
+    log.info("policies at the edge of the budget take %.3f of their estimates; the search is held to as much less", factor)
+    return Limits(tuple((metric, most / factor if metric == "latency_ms" else most) for metric, most in problem.limits.top))
+
+
+def timed(policies: Sequence[Policy], dense: Policy, setting: "Setting") -> list[Interval]:
+    """Latency of each policy as a ratio to the dense model, with its 90 % interval, all timed in the same rounds."""
+    from tightrope.compressors.assemble import assemble
+    from tightrope.estimators.measured.clock import ratios
+
+    named = {"dense": dense, **{str(i): p for i, p in enumerate(policies)}}
+    files = {name: setting.source.timed(assemble(setting.prepared, p), setting.device.batch) for name, p in named.items()}
+    found = ratios(files, "dense", seed=setting.config.seed)
+    return [found[str(i)] for i in range(len(policies))]

@@ -1,0 +1,51 @@
+"""Holding a latency budget to the clock."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from problems import make_problem
+
+from tightrope.search import edge
+from tightrope.search.agent import Problem
+from tightrope.search.progress import Quiet
+from tightrope.spaces import Policy
+
+
+def clock(problem: Problem, factor: float) -> Any:
+    """What stands in for the clock: every policy but dense takes `factor` of its estimate, give or take 1 %."""
+    rng = np.random.default_rng(0)
+
+    def timed(policies: list[Policy], dense: Policy, setting: Any) -> list[tuple[float, float, float]]:
+        whole = problem.cost(dense).latency_ms
+        ratios = [factor * problem.cost(p).latency_ms / whole * rng.uniform(0.99, 1.01) for p in policies]
+        return [(r, r, r) for r in ratios]
+
+    return timed
+
+
+def setting(measured: bool = True) -> Any:
+    return SimpleNamespace(measured=measured, progress=Quiet())
+
+
+@pytest.mark.parametrize(("factor", "held"), [(1.05, 1.05), (0.9, 1.0), (2.0, edge.MOST)])
+def test_the_limit_is_tightened_by_what_the_table_misses(monkeypatch: pytest.MonkeyPatch, factor: float, held: float) -> None:
+    problem = make_problem()
+    monkeypatch.setattr(edge, "timed", clock(problem, factor))
+    before, after = dict(problem.limits.top), dict(edge.tightened(problem, setting()).top)
+    assert after.keys() == before.keys()
+    assert before["latency_ms"] / after["latency_ms"] == pytest.approx(held, rel=0.01)
+
+
+def test_a_model_of_a_device_is_taken_at_its_word() -> None:
+    problem = make_problem()
+    assert edge.tightened(problem, setting(measured=False)) == problem.limits
+
+
+def test_policies_at_the_edge_fit_and_use_the_budget() -> None:
+    problem = make_problem()
+    found = edge.edge(problem)
+    assert len(found) == len(set(found)) > 1
+    uses = [problem.limits.use(problem.cost(p)) for p in found]
+    assert max(uses) <= 1.0 and float(np.median(uses)) > 0.9
