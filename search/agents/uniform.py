@@ -1,6 +1,6 @@
 """The uniform control: every group keeps the same share of its channels, every layer has the same precision."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +10,16 @@ from tightrope.search.agents.aim import Aim
 from tightrope.search.agents.repair import fit
 from tightrope.search.trial import Trial
 from tightrope.spaces.budget import Limits
-from tightrope.spaces.policy import Policy, unique
-from tightrope.spaces.space import Space
+from tightrope.spaces.policy import Choice, Policy, unique
+from tightrope.spaces.space import Pair, Space
+
+QUARTERS = (0.25, 0.5, 0.75, 1.0)
+"""Of the even shares: where it is looked for layers that cost less at more bits."""
+Choices = tuple[tuple[str, Choice], ...]
 
 
 class Uniform:
-    """First, for each precision of the space, the largest even share that fits (see `Even`); then small changes to the best of these.
+    """First, for each precision, the largest even share that fits (see `Even`); then small changes to the best of these.
 
     Args:
         spread: standard deviation of the changes, in [0,1]^d.
@@ -43,7 +47,7 @@ class Uniform:
 
 
 class Even:
-    """The even policies of a problem, a good place to begin any search; worked out at the first use."""
+    """The even policies of a problem, a good place to begin any search; worked out at the first use, by estimates alone."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
@@ -53,9 +57,8 @@ class Even:
     def policies(self) -> list[Policy]:
         """For each bit pair, the policy of the largest even share within the limits; the least one made to fit if none is.
 
-        Pairs that another one beats in bits and share are left out.
-
-        Under an accuracy to be kept, those of 0.75, 0.5 and 0.25 times the dense cost.
+        Layers have more bits than the pair where that costs less (`_lifted`). Pairs that another one beats in bits and share are
+        left out. Under an accuracy to be kept, those of 0.75, 0.5 and 0.25 times the dense cost.
         """
         if self._policies is None:
             problem = self._problem
@@ -70,15 +73,61 @@ class Even:
         Where more than an eighth of the trials would go to them, some are left out evenly.
         """
         space, problem = self._problem.space, self._problem
-        shares, found = even_shares(space), list[tuple[int, int, float]]()
+        found = list[tuple[int, int, float, Policy]]()
         for pair in sorted({p for offered in space.pairs.values() for p in offered}, reverse=True):
-            costs = problem.costs([space.uniform(share, pair) for share in shares])
-            largest = max((share for share, cost in zip(shares, costs, strict=True) if limits.met(cost)), default=None)
-            if largest is not None and not any(w >= pair[0] and a >= pair[1] and s >= largest for w, a, s in found):
-                found.append((*pair, largest))
+            whole = [space.uniform(share, pair) for share in even_shares(space)]
+            patterns = [self._lifted(whole[round(part * (len(whole) - 1))], limits).choices for part in QUARTERS]
+            rows = [[self._chosen(p, choices) for p in whole] for choices in dict.fromkeys((whole[0].choices, *patterns))]
+            ends = [self._largest(row, limits) for row in rows]
+            share, policy = max(ends, key=lambda end: (end[0], -problem.price(problem.cost(end[1]))))
+            beaten = any(w >= pair[0] and a >= pair[1] and s >= share for w, a, s, _ in found)
+            if limits.met(problem.cost(policy)) and not beaten:
+                found.append((*pair, share, policy))
         most = max(4, problem.trials // 8)
         kept = sorted({*np.linspace(0, len(found) - 1, min(most, len(found))).astype(int).tolist()})
-        return [space.uniform(share, (w, a)) for w, a, share in (found[i] for i in kept)]
+        return [found[i][3] for i in kept]
+
+    def _chosen(self, policy: Policy, choices: Choices) -> Policy:
+        """The widths of a policy with other choices."""
+        return Policy.make(self._problem.network, dict(policy.widths), dict(choices))
+
+    def _largest(self, policies: Sequence[Policy], limits: Limits) -> tuple[float, Policy]:
+        """The last of the policies of all even shares that is within the limits, and its share; the first, and 0, if none is."""
+        met = [i for i, cost in enumerate(self._problem.costs(policies)) if limits.met(cost)]
+        return (even_shares(self._problem.space)[met[-1]], policies[met[-1]]) if met else (0.0, policies[0])
+
+    def _lifted(self, policy: Policy, limits: Limits) -> Policy:
+        """The policy with layers at more bits wherever that costs less.
+
+        A runtime that computes in integers pays at both ends of a run of integer layers, and some layers, a first one of three
+        channels say, are faster in floating point: of a net all in 8 bits a few layers at 32 save time and accuracy both.
+        Layers are lifted one at a time, and the first few together, for as long as the cost falls.
+        """
+        space, problem = self._problem.space, self._problem
+        use = limits.use if limits.top else problem.price
+        order = [layer.name for layer in space.network.layers]
+        for _ in range(len(order)):
+            tries = []
+            for layers in ([name] for name in order), (order[:count] for count in (2, 3)):
+                for names in layers:
+                    tries += [self._with(policy, names, pair) for pair in self._above(policy, names)]
+            costs = problem.costs(tries)
+            best = min(range(len(tries)), key=lambda i: use(costs[i]), default=None)
+            if best is None or use(costs[best]) >= use(problem.cost(policy)):
+                break
+            policy = tries[best]
+        return policy
+
+    def _above(self, policy: Policy, names: Sequence[str]) -> list[Pair]:
+        """Bit pairs of no fewer bits than any of these layers has, that all of them offer."""
+        offered = set.intersection(*({*self._problem.space.pairs[name]} for name in names))
+        now = [policy.choice(name) for name in names]
+        least = max(c.weight_bits for c in now), max(c.act_bits for c in now)
+        above = sorted(p for p in offered if p[0] >= least[0] and p[1] >= least[1] and p != least)
+        return [above[0], above[-1]] if len(above) > 2 else above
+
+    def _with(self, policy: Policy, names: Sequence[str], pair: Pair) -> Policy:
+        return self._chosen(policy, tuple({**dict(policy.choices), **dict.fromkeys(names, Choice(*pair))}.items()))
 
     def near(self, number: int, rng: np.random.Generator, spread: float) -> NDArray[np.float64]:
         """A point near one of the even policies, which take turns; `spread` is its standard deviation in [0,1]^d."""
