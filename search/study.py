@@ -152,7 +152,9 @@ class Study(Results):
         """Record a trial, before anyone is told of it."""
         cost = self.problem.cost(policy)
         feasible = self.problem.meets(score, cost)
-        trial = Trial(number, self._names.pop(number, self.header.agent), policy, cost, score, feasible, failed, cpu_seconds, time.time())
+        trial = Trial(
+            number, self._names.pop(number, self.header.agent), policy, cost, score, feasible, failed, cpu_seconds, time.time()
+        )
         if self._book is not None:
             self._book.append(trial)
         self._kept[number] = trial

@@ -15,7 +15,7 @@ from tightrope.spaces.space import Space
 
 
 class Uniform:
-    """First, for each precision of the space, the largest even share that fits (see `Even`); then small changes to the best of these.
+    """First, for each precision of the space, the largest even share that fits; then small changes to the best of these.
 
     Args:
         spread: standard deviation of the changes, in [0,1]^d.
