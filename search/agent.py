@@ -148,10 +148,12 @@ class Problem:
 
 
 _AGENTS = {
+    "amc": "tightrope.search.agents.ddpg:amc",
     "auto": "tightrope.search.agents.portfolio:Auto",
     "cmaes": "tightrope.search.agents.cmaes:CMAES",
     "ddpg": "tightrope.search.agents.ddpg:DDPG",
     "gp": "tightrope.search.agents.bayes:GP",
+    "haq": "tightrope.search.agents.ddpg:haq",
     "ilp": "tightrope.search.agents.ilp:ILP",
     "netadapt": "tightrope.search.agents.netadapt:NetAdapt",
     "nsga2": "tightrope.search.agents.nsga2:NSGA2",

@@ -83,7 +83,7 @@ def search(
     budget: Annotated[
         list[str] | None, typer.Option(help="such as latency<=0.5x, size<=100KB or accuracy>=-1.0; may be repeated")
     ] = None,
-    agent: Annotated[str | None, typer.Option(help="random, uniform, tpe, nsga2 or ddpg")] = None,
+    agent: Annotated[str | None, typer.Option(help="auto, ilp, tpe, nsga2, ddpg, ...; see docs/agents.md")] = None,
     device: Annotated[str | None, typer.Option(help="see `tightrope devices list`")] = None,
     trials: Annotated[int | None, typer.Option(min=1)] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Ray actors; 0 runs in this process")] = None,

@@ -9,7 +9,7 @@ one wanted, so that the critic sees many actions with one outcome); and rewards 
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from tightrope.search.agents.aim import Aim
 from tightrope.search.agents.uniform import Even
 from tightrope.search.env import CompressionEnv, reward
 from tightrope.search.trial import Trial
+from tightrope.spaces.errors import BudgetError, ConfigError
 from tightrope.spaces.policy import Policy
 
 
@@ -30,10 +31,12 @@ class Settings:
     """How the agent learns.
 
     Args:
-        warmup: trials before the actor is asked, None for a fifth of those planned: even policies, then points near them and
-            random ones in turn.
+        states, reward: those of `CompressionEnv`.
+        warmup: trials before the actor is asked, None for a fifth of those planned.
+        guided: whether the warm-up is even policies, then points near them and random ones in turn; else all of it is random.
         noise: standard deviation of the exploration after the warm-up.
         last_noise: the same at the last trial planned; it falls by the same factor each trial.
+        decay: that factor, if not by `last_noise`.
         discount: weight of the next step's value. The reward stands at every step, so that with 0 each step learns the
             outcome of its walk and with 1, as AMC has it, the sum over the steps that follow.
         actor_lr: AMC has 1e-4 for 800 walks; at a tenth of them the actor must move faster.
@@ -47,9 +50,13 @@ class Settings:
     critic_lr: float = 1e-3
     tau: float = 0.01
     batch: int = 64
+    states: str = "joint"
+    reward: str = "score"
     warmup: int | None = None
+    guided: bool = True
     noise: float = 0.5
     last_noise: float = 0.02
+    decay: float | None = None
     discount: float = 0.0
     updates: float = 1.0
     memory: int = 400
@@ -63,7 +70,7 @@ class DDPG:
 
     def __init__(self, problem: Problem, **settings: Any) -> None:
         self._settings = s = Settings(**settings)
-        self._problem, self._env = problem, CompressionEnv(problem)
+        self._problem, self._env = problem, CompressionEnv(problem, states=s.states, reward=s.reward)
         self._aim, self._even = Aim(problem, cheaper=s.cheaper), Even(problem)
         self._warmup = s.warmup if s.warmup is not None else max(8, problem.trials // 5)
         states, generator = len(self._env.features), torch.Generator().manual_seed(problem.seed)
@@ -79,11 +86,11 @@ class DDPG:
     def ask(self, number: int) -> Policy:
         rng = self._problem.rng(number)
         limits = self._aim.limits(rng)
-        if number < len(self._even.policies):
+        if self._settings.guided and number < len(self._even.policies):
             return self._even.policies[number]
         guide = None
         if number < self._warmup:
-            near = number % 2 == 0
+            near = self._settings.guided and number % 2 == 0
             guide = self._even.near(number // 2, rng, self._settings.spread) if near else rng.random(self._problem.space.dimension)
         state, _ = self._env.reset(options={"limits": limits})
         for step in range(self._problem.space.dimension):
@@ -97,7 +104,7 @@ class DDPG:
         self._aim.tell(trial)
         if trial.score is None:
             return
-        worth, keep = reward(self._problem, trial.score, trial.cost), self._settings.momentum
+        worth, keep = reward(self._problem, trial.score, trial.cost, self._settings.reward), self._settings.momentum
         point = self._problem.space.encode(trial.policy)
         self._walks = [*self._walks, (self._env.observe_walk(point), point.astype(np.float32), worth)][-self._settings.memory :]
         first = len(self._walks) == 1
@@ -114,6 +121,8 @@ class DDPG:
     def _sigma(self, number: int) -> float:
         """The noise of a trial; it falls from `noise` at the end of the warm-up to `last_noise` at the last trial planned."""
         s = self._settings
+        if s.decay is not None:
+            return float(s.noise * s.decay ** max(0, number - self._warmup))
         done = (number - self._warmup) / max(1, self._problem.trials - 1 - self._warmup)
         return float(s.noise * (s.last_noise / s.noise) ** min(1.0, max(0.0, done)))
 
@@ -152,6 +161,44 @@ class DDPG:
             _follow(self._slow_critic, self._critic, s.tau)
         if updates:
             self._losses |= {"critic": float(critic_loss.detach()), "actor": float(actor_loss.detach())}
+
+
+def amc(problem: Problem, **settings: Any) -> DDPG:
+    """AMC: channels only, its states, its warm-up of random walks, its noise and rates; `reward` may be err, flops or param."""
+    published = {
+        "states": "amc", "reward": "err", "guided": False, "warmup": min(100, problem.trials // 4), "decay": 0.95,
+        "discount": 1.0, "actor_lr": 1e-4, "momentum": 0.95, "cheaper": 0.0,
+    }  # fmt: skip
+    return DDPG(_only(problem, "amc", "channels"), **{**published, **settings})
+
+
+def haq(problem: Problem, **settings: Any) -> DDPG:
+    """HAQ: weight bits, then activation bits of each layer, its states, reward, warm-up and noise."""
+    published = {
+        "states": "haq", "reward": "haq", "guided": False, "warmup": min(20, problem.trials // 4), "decay": 0.99,
+        "discount": 1.0, "actor_lr": 1e-4, "cheaper": 0.0,
+    }  # fmt: skip
+    return DDPG(_only(problem, "haq", "weight_bits", "act_bits"), **{**published, **settings})
+
+
+def _only(problem: Problem, name: str, *kinds: str) -> Problem:
+    """The problem with only these decisions, everything else as in the dense policy.
+
+    Raises:
+        BudgetError: they alone cannot meet the budget.
+        ConfigError: the space has none of them.
+    """
+    space = problem.space
+    widths = space.widths if "channels" in kinds else {g: options[-1:] for g, options in space.widths.items()}
+    pairs = space.pairs if "act_bits" in kinds else {x: found[-1:] for x, found in space.pairs.items()}
+    part = replace(problem, space=replace(space, widths=widths, pairs=pairs, ranks=dict.fromkeys(space.ranks, (1.0,))))
+    if not part.space.variables:
+        raise ConfigError(f"agent {name} decides about {' and '.join(kinds)}, and the space offers no choice of them")
+    try:
+        part.check()
+    except BudgetError as error:
+        raise BudgetError(f"agent {name} decides about {' and '.join(kinds)} only: {error}") from None
+    return part
 
 
 def _network(inputs: int, hidden: int, generator: torch.Generator, end: nn.Module | None = None) -> nn.Module:

@@ -37,13 +37,13 @@ class ILP:
     Args:
         sensitivities: trials that measure, None for as many as there are decisions, at most a quarter of those planned.
         moved: decisions that each of them moves, None for as many as let every decision be moved twice.
-        certain: share of the programmes that take the regression at its mean.
+        certain: one programme in so many takes the regression at its mean.
         reach: most decisions that a programme changes, as a share of all.
         cheaper: share of the trials that aim below the budget.
     """
 
     def __init__(
-        self, problem: Problem, *, sensitivities: int | None = None, moved: int | None = None, certain: float = 0.4,
+        self, problem: Problem, *, sensitivities: int | None = None, moved: int | None = None, certain: int = 3,
         reach: float = 0.5, cheaper: float = 0.1,
     ) -> None:  # fmt: skip
         self._problem, self._aim, self._even = problem, Aim(problem, cheaper=cheaper), Even(problem)
@@ -59,15 +59,15 @@ class ILP:
         self._singles: dict[Policy, tuple[Index, list[Cost]]] = {}
 
     def ask(self, number: int) -> Policy:
-        problem, rng, even = self._problem, self._problem.rng(number), self._even.policies
+        rng, even = self._problem.rng(number), self._even.policies
         limits = self._aim.limits(rng)
-        if number < len(even):
-            return even[number]
+        if number < len(even) or not len(self._sizes):
+            return even[number % len(even)]
         if number < len(even) + self._sensitivities or len(self._told) < 4:
             return self._measure(number - len(even), rng, limits)
         self._learn()
         for attempt in range(_AGAIN):
-            sure = attempt == 0 and rng.random() < self._certain
+            sure = attempt == 0 and number % self._certain == 0
             weights = self._response.weights(None if sure else rng)
             policy = self._programme(self._best(), weights, limits)
             if policy not in self._told:
@@ -85,7 +85,7 @@ class ILP:
         return {"noise": self._response.noise} if self._fitted else {}
 
     def _options(self, policy: Policy) -> Index:
-        return (self._problem.space.encode(policy) * self._sizes).astype(np.int64)
+        return np.asarray(self._problem.space.encode(policy) * self._sizes, dtype=np.int64)
 
     def _best(self) -> Policy:
         best = self._aim.best
@@ -126,7 +126,9 @@ class ILP:
         """Every policy that differs from `centre` in one decision at most, decision by decision, and what it costs."""
         if centre not in self._singles:
             rows = np.repeat(start[None], self._sizes.sum(), axis=0)
-            rows[np.arange(len(rows)), np.repeat(np.arange(len(start)), self._sizes)] = np.concatenate([*map(np.arange, self._sizes)])
+            rows[np.arange(len(rows)), np.repeat(np.arange(len(start)), self._sizes)] = np.concatenate(
+                [*map(np.arange, self._sizes)]
+            )
             costs = self._problem.costs([self._problem.space.decode(p) for p in (rows + 0.5) / self._sizes])
             self._singles = {centre: (rows, costs)}
         return self._singles[centre]
@@ -157,7 +159,7 @@ def _solve(sizes: Index, start: Index, gains: Float, rises: Float, room: Float, 
     low = np.concatenate([np.ones(d), np.full(len(room), -np.inf), [d - max(1, round(reach * d))]])
     high = np.concatenate([np.ones(d), room / scale, [np.inf]])
     found = milp(
-        -gains, integrality=np.ones(count), bounds=Bounds(0, 1), constraints=LinearConstraint(rows, low, high),
+        -gains, integrality=np.ones(count, dtype=np.int64), bounds=Bounds(0, 1), constraints=LinearConstraint(rows, low, high),
         options={"mip_rel_gap": 1e-3, "node_limit": 200},
     )  # fmt: skip
     if found.x is None:

@@ -17,7 +17,6 @@ from tightrope.search.agents.uniform import Even
 from tightrope.search.trial import Trial
 from tightrope.spaces.policy import Policy
 
-
 Point = NDArray[np.float64]
 
 
@@ -48,7 +47,7 @@ class NetAdapt:
         return fit(problem, self._cut(point, cut, self._step * self._decay**turn), limits, keep=[cut])
 
     def _cut(self, point: Point, at: int, step: float) -> Point:
-        """The point with its decision `at` at the dearest option that frees this share of the budget, or at the one that frees most."""
+        """The point with its decision `at` at the dearest option that frees this share of the budget, or that which frees most."""
         problem, n = self._problem, len(self._problem.space.variables[at].options)
         tried = np.repeat(point[None], n, axis=0)
         tried[:, at] = (np.arange(n) + 0.5) / n

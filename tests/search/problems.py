@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tightrope.spaces import Budget, Cost, Extent, Group, Layer, Network, Policy
 from tightrope.spaces.network import full_rank
 from tightrope.spaces.unit import Unit, lower
 
-AGENTS = ("random", "uniform", "tpe", "nsga2", "ddpg")
+AGENTS = ("amc", "auto", "cmaes", "ddpg", "gp", "haq", "ilp", "netadapt", "nsga2", "random", "tpe", "uniform")
 
 
 def residual_network() -> Network:
@@ -148,7 +148,11 @@ def payload(**values: object) -> dict[str, np.ndarray]:
 
 DEVICE = Jagged()
 SPACE = Space.build(residual_network(), DEVICE.pairs)
-FAST = {"ddpg": {"hidden": 16, "updates": 0.2}, "tpe": {"startup": 8, "candidates": 4}}
+_SMALL = {"hidden": 16, "updates": 0.2}
+FAST: dict[str, dict[str, object]] = {
+    "amc": _SMALL, "auto": {"settings": {"tpe": {"startup": 8, "candidates": 4}}}, "ddpg": _SMALL, "gp": {"startup": 8, "most": 99},
+    "haq": _SMALL, "tpe": {"startup": 8, "candidates": 4},
+}  # fmt: skip
 
 
 def essence(trials: Sequence[Trial]) -> list[tuple[object, ...]]:
@@ -156,15 +160,22 @@ def essence(trials: Sequence[Trial]) -> list[tuple[object, ...]]:
     return [(t.number, t.policy, t.cost, t.score, t.feasible, t.failed) for t in trials]
 
 
-def make_space(device: Additive) -> Space:
-    return Space.build(residual_network(), device.pairs)
+def make_space(device: Additive, kinds: str = "all") -> Space:
+    """The space of a device: `all` of it, only `channels`, `one` decision of two options, or a `point`."""
+    if kinds == "all":
+        return Space.build(residual_network(), device.pairs)
+    space = Space.build(residual_network(), lambda layer: [(8, 8)], ranks=False)
+    if kinds != "channels":
+        space = replace(space, widths={g: options[-1:] for g, options in space.widths.items()})
+    return replace(space, widths={**space.widths, "c": (8, 64)}) if kinds == "one" else space
 
 
 def make_problem(
-    device: Additive | None = None, budget: str | Sequence[str] = "latency<=0.2x", *, seed: int = 0, trials: int = 100
-) -> Problem:
+    device: Additive | None = None, budget: str | Sequence[str] = "latency<=0.2x", *, seed: int = 0, trials: int = 100,
+    kinds: str = "all",
+) -> Problem:  # fmt: skip
     device = device or Additive()
-    space, parsed = make_space(device), Budget.parse(budget)
+    space, parsed = make_space(device, kinds), Budget.parse(budget)
     limits = parsed.resolve(device.estimate(space.network, space.dense), device.metrics, device.name)
     dense = ClosedForm(space.network).evaluate(space.dense)
     return Problem(space, device, limits, dense, parsed.floor, seed, trials)
@@ -176,12 +187,16 @@ def judge(problem: Problem, number: int, policy: Policy, name: str = "test") -> 
     return Trial(number, name, policy, cost, score, problem.meets(score, cost))
 
 
-def play(problem: Problem, agent: Agent, trials: int, *, start: int = 0) -> list[Trial]:
-    """Ask, score and tell, one at a time."""
-    played = []
-    for number in range(start, start + trials):
-        policy = agent.ask(number)
-        name = getattr(agent, "part", lambda _: "test")(number)
-        played.append(judge(problem, number, policy, name))
-        agent.tell(played[-1])
+def play(problem: Problem, agent: Agent, trials: int, *, workers: int = 1) -> list[Trial]:
+    """Ask, score and tell, so many at a time."""
+    played: list[Trial] = []
+    told = 0
+    while told < trials:
+        while len(played) < min(told + workers, trials):
+            number = len(played)
+            policy = agent.ask(number)
+            name = getattr(agent, "part", lambda _: "test")(number)
+            played.append(judge(problem, number, policy, name))
+        agent.tell(played[told])
+        told += 1
     return played

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from problems import AGENTS, FAST, Additive, ClosedForm, Jagged, make_problem, play
 
 from tightrope.search.agent import make, names
+from tightrope.search.agents.ilp import _solve
 from tightrope.search.agents.repair import fit
 from tightrope.search.agents.uniform import Even, even_shares
 from tightrope.search.trial import Trial
@@ -26,44 +27,49 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def kinds(name: str) -> str:
+    """The space for an agent: GP's asks take seconds in a larger one."""
+    return "channels" if name == "gp" else "all"
+
+
 class TestContract:
     @pytest.mark.parametrize("device", DEVICES, ids=lambda d: d.name)
     @given(ratio=st.floats(0.06, 1.5), size=st.floats(0.15, 1.5), seed=st.integers(0, 10_000))
-    @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
     def test_every_ask_is_a_point_of_the_space_within_every_limit(
         self, name: str, device: Additive, ratio: float, size: float, seed: int
     ) -> None:
-        problem = make_problem(device, [f"latency<={ratio:.6f}x", f"size<={size:.6f}x"], seed=seed, trials=14)
-        for trial in play(problem, make(name, problem, FAST.get(name)), 14):
+        problem = make_problem(device, [f"latency<={ratio:.6f}x", f"size<={size:.6f}x"], seed=seed, trials=12, kinds=kinds(name))
+        try:
+            problem.check()
+            agent = make(name, problem, FAST.get(name))
+        except BudgetError:  # the decisions of these alone may not reach so low
+            assert name in ("amc", "gp", "haq")
+            return
+        for trial in play(problem, agent, 12):
             for metric, most in problem.limits.top:
                 assert (device.estimate(problem.network, trial.policy).metric(metric) or 0) <= most
             assert problem.space.contains(trial.policy)
 
-    def test_the_same_seed_asks_the_same_in_another_process(self, name: str) -> None:
-        code = (
-            "import json, sys; from problems import *; from tightrope.search.agent import make;"
-            f"p = make_problem(Jagged(), seed=3, trials=30); a = make({name!r}, p, json.loads(sys.argv[1]));"
-            "print(json.dumps([t.policy.to_json() for t in play(p, a, 24)]))"
-        )
-        command = [sys.executable, "-c", code, json.dumps(FAST.get(name, {}))]
-        other = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, check=True)
-        problem = make_problem(Jagged(), seed=3, trials=30)
-        here = play(problem, make(name, problem, FAST.get(name)), 24)
-        assert json.loads(other.stdout) == [t.policy.to_json() for t in here]
-
     def test_another_seed_asks_otherwise(self, name: str) -> None:
-        played = [play(p, make(name, p, FAST.get(name)), 20) for p in (make_problem(seed=0), make_problem(seed=1))]
+        problems = [make_problem(Jagged(), "latency<=0.5x", seed=seed, kinds=kinds(name)) for seed in (0, 1)]
+        played = [play(p, make(name, p, FAST.get(name)), 18) for p in problems]
         assert [t.policy for t in played[0]] != [t.policy for t in played[1]]
 
-    def test_told_what_it_asked_it_goes_on_as_before(self, name: str) -> None:
-        problem = make_problem(Jagged(), trials=40)
+    @pytest.mark.parametrize("workers", [1, 3])
+    def test_told_what_it_asked_it_goes_on_as_before(self, name: str, workers: int) -> None:
+        problem = make_problem(Jagged(), "latency<=0.5x", trials=24, kinds=kinds(name))
         agent, again = (make(name, problem, FAST.get(name)) for _ in range(2))
-        for trial in play(problem, agent, 20):
-            again.tell(trial)
-        assert [again.ask(20), again.ask(21)] == [agent.ask(20), agent.ask(21)]
+        played = play(problem, agent, 16, workers=workers)
+        told = 0
+        for number in range(12, 16):  # as a study does that stopped after 12 trials and some more
+            for trial in played[told : number - workers + 1]:
+                again.tell(trial)
+            told = number - workers + 1
+            assert again.ask(number) == played[number].policy
 
     def test_a_failed_trial_is_taken(self, name: str) -> None:
-        problem = make_problem(trials=20)
+        problem = make_problem(budget="latency<=0.5x", trials=20, kinds=kinds(name))
         agent = make(name, problem, FAST.get(name))
         for k in range(12):
             policy = agent.ask(k)
@@ -71,17 +77,124 @@ class TestContract:
         assert problem.limits.met(problem.cost(agent.ask(12)))
 
     def test_an_accuracy_is_kept_at_less_and_less_cost(self, name: str) -> None:
-        problem = make_problem(budget="accuracy>=-4", trials=60)
-        kept = [t for t in play(problem, make(name, problem, FAST.get(name)), 60) if t.feasible]
+        problem = make_problem(budget="accuracy>=-4", trials=50, kinds=kinds(name))
+        kept = [t for t in play(problem, make(name, problem, FAST.get(name)), 50 if name != "gp" else 20) if t.feasible]
         assert kept and all(t.score and t.score.value >= problem.dense.value - 4 for t in kept)
-        assert min(problem.price(t.cost) for t in kept) < 0.4
-        assert min(problem.price(t.cost) for t in kept) < problem.price(kept[0].cost)
+        least = min(problem.price(t.cost) for t in kept)
+        assert least < (0.4 if kinds(name) == "all" and name not in ("amc", "haq") else 0.95)
+        assert least < problem.price(kept[0].cost)
+
+    @pytest.mark.parametrize("kinds", ["one", "point"])
+    @pytest.mark.parametrize("budget", ["latency<=1.5x", "accuracy>=-50"])
+    def test_the_smallest_spaces_have_answers_too(self, name: str, kinds: str, budget: str) -> None:
+        problem = make_problem(Additive(), budget, trials=12, kinds=kinds)
+        try:
+            agent = make(name, problem, FAST.get(name))
+        except ConfigError as error:
+            assert "no choice" in str(error) and name in ("amc", "haq")
+            return
+        assert len({t.policy for t in play(problem, agent, 12)}) <= problem.space.size
 
     def test_losses_are_numbers(self, name: str) -> None:
-        problem = make_problem(trials=20)
+        problem = make_problem(budget="latency<=0.5x", trials=20, kinds=kinds(name))
         agent = make(name, problem, FAST.get(name))
         play(problem, agent, 12)
         assert all(np.isfinite(value) for value in agent.losses().values())
+
+
+def first_trials() -> dict[str, list[object]]:
+    """What every agent asks at first, with the same seed, as JSON."""
+    found: dict[str, list[object]] = {}
+    for name in AGENTS:
+        problem = make_problem(Jagged(), "latency<=0.5x", seed=3, trials=18, kinds=kinds(name))
+        found[name] = [t.policy.to_json() for t in play(problem, make(name, problem, FAST.get(name)), 15)]
+    return found
+
+
+def test_the_same_seed_asks_the_same_in_another_process() -> None:
+    code = "import json; from test_agents import first_trials; print(json.dumps(first_trials()))"
+    other = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, check=True)
+    assert json.loads(other.stdout) == json.loads(json.dumps(first_trials()))
+
+
+class TestPortfolio:
+    def test_says_which_part_found_what(self) -> None:
+        problem = make_problem(trials=40)
+        names = [t.agent for t in play(problem, make("auto", problem, {"members": ["uniform", "random", "netadapt"]}), 40)]
+        assert set(names[:16]) == {"auto:uniform"} and set(names) == {"auto:uniform", "auto:random", "auto:netadapt"}
+
+    def test_trials_go_where_the_front_grows(self) -> None:
+        problem = make_problem(Jagged(), "latency<=0.1x", trials=80)
+        agent = make("auto", problem, {"members": ["random", "netadapt", "uniform"], "first": 0.1, "keep": 0.99})
+        played = play(problem, agent, 80)
+        best = max(played, key=lambda t: t.score.value if t.score else 0.0)
+        counts = {name: sum(t.agent == f"auto:{name}" for t in played[8:]) for name in ("random", "netadapt", "uniform")}
+        assert best.agent == "auto:netadapt" and counts["netadapt"] == max(counts.values())
+
+    def test_members_must_be_known_and_different(self) -> None:
+        for members, words in ((["auto"], "other than auto"), (["tpe", "tpe"], "different"), (["tp"], "did you mean 'tpe'")):
+            with pytest.raises(ConfigError, match=words):
+                make("auto", make_problem(), {"members": members})
+        with pytest.raises(ConfigError, match="not among its members"):
+            make("auto", make_problem(), {"settings": {"ddpg": {}}})
+
+    @pytest.mark.parametrize("name", ["tpe", "ddpg", "nsga2"])
+    def test_any_agent_starts_from_another(self, name: str) -> None:
+        problem = make_problem(Jagged(), "latency<=0.1x", trials=40)
+        alone, started = make("ilp", problem), make(name, problem, {**FAST.get(name, {}), "start": "ilp", "start_trials": 20})
+        first, played = play(problem, alone, 20), play(problem, started, 26)
+        assert [t.policy for t in played[:20]] == [t.policy for t in first]
+        assert [t.agent for t in played] == 20 * [f"{name}:ilp"] + 6 * [name]
+
+    def test_a_start_must_be_another_agent(self) -> None:
+        with pytest.raises(ConfigError, match="must be another agent"):
+            make("ilp", make_problem(), {"start": "ilp"})
+
+
+class TestPresets:
+    def test_amc_decides_about_channels_only(self) -> None:
+        problem = make_problem(budget="macs<=0.5x", trials=20)
+        for trial in play(problem, make("amc", problem, FAST["amc"]), 8):
+            assert not trial.policy.choices and trial.policy.widths
+
+    def test_haq_decides_about_bits_only(self) -> None:
+        problem = make_problem(budget="latency<=0.5x", trials=20)
+        for trial in play(problem, make("haq", problem, FAST["haq"]), 8):
+            assert not trial.policy.widths and all(choice.rank is None for _, choice in trial.policy.choices)
+
+    def test_a_budget_out_of_their_reach_is_said(self) -> None:
+        with pytest.raises(BudgetError, match="agent haq decides about weight_bits and act_bits only: nothing in the space meets"):
+            make("haq", make_problem(budget="macs<=0.5x"))
+
+    def test_a_large_space_is_not_for_gp(self) -> None:
+        with pytest.raises(ConfigError, match="at most 16 decisions"):
+            make("gp", make_problem())
+
+
+class TestILP:
+    def test_finds_the_optimum_where_losses_and_costs_add_up(self) -> None:
+        """Against every policy of a space of 1,920, scored one by one."""
+        problem = make_problem(Additive(), "latency<=0.4x", trials=60, kinds="channels")
+        space, judged = problem.space, ClosedForm(problem.network)
+        grids = np.meshgrid(*((np.arange(len(v.options)) + 0.5) / len(v.options) for v in space.variables), indexing="ij")
+        policies = [space.decode(p) for p in np.stack([g.ravel() for g in grids], 1)]
+        able = [p for p, c in zip(policies, problem.costs(policies), strict=True) if problem.limits.met(c)]
+        optimum = max(judged.evaluate(p).value for p in able)
+        found = max(t.score.value for t in play(problem, make("ilp", problem), 60) if t.score)
+        assert len(policies) == space.size and optimum - 0.1 <= found <= optimum
+
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_beats_random_and_uniform_by_far(self, seed: int) -> None:
+        problem = make_problem(Jagged(), "latency<=0.1x", seed=seed, trials=60)
+        best = {n: max(t.score.value for t in play(problem, make(n, problem), 60) if t.score) for n in ("ilp", "random", "uniform")}
+        assert best["ilp"] > max(best["random"], best["uniform"]) + 2
+
+    def test_a_programme_by_hand(self) -> None:
+        """Three decisions of two options; gains 3, 4, 5 at costs 2, 3, 4 within 5: the first two."""
+        gains, rises = np.array([0, 3.0, 0, 4.0, 0, 5.0]), np.array([[0, 2.0, 0, 3.0, 0, 4.0]]).T
+        sizes, start = np.array([2, 2, 2]), np.zeros(3, dtype=np.int64)
+        solved = [_solve(sizes, start, gains, rises, np.array([room]), reach) for room, reach in ((5, 1.0), (5, 0.34), (-1, 1.0))]
+        assert [None if s is None else s.tolist() for s in solved] == [[1, 1, 0], [0, 0, 1], None]
 
 
 class TestRegistry:
@@ -95,7 +208,7 @@ class TestRegistry:
 
     def test_all_names_make_agents(self) -> None:
         assert set(AGENTS) <= set(names())
-        assert all(make(name, make_problem()).ask(0) for name in AGENTS)
+        assert all(make(name, make_problem(budget="latency<=0.5x"), FAST.get(name)).ask(0) for name in AGENTS)
 
 
 class TestFit:

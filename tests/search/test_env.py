@@ -7,7 +7,9 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from problems import Additive, ClosedForm, Jagged, make_problem
 
-from tightrope.search.env import CompressionEnv
+from tightrope.search.env import STATES, CompressionEnv, reward
+from tightrope.spaces import Cost, Score
+from tightrope.spaces.errors import ConfigError
 
 
 @pytest.mark.parametrize("device", [Additive(), Jagged()], ids=lambda d: d.name)
@@ -16,7 +18,8 @@ class TestWalk:
         problem = make_problem(device)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            check_env(CompressionEnv(problem, ClosedForm(problem.network).evaluate), skip_render_check=True)
+            for states in STATES:
+                check_env(CompressionEnv(problem, ClosedForm(problem.network).evaluate, states=states), skip_render_check=True)
 
     def test_the_wall_holds_after_every_step(self, device: Additive) -> None:
         problem = make_problem(device, "latency<=0.15x")
@@ -43,13 +46,15 @@ class TestWalk:
 
     def test_a_walk_seen_afterwards_looks_as_it_did(self, device: Additive) -> None:
         problem = make_problem(device)
-        env = CompressionEnv(problem, fill=False)
-        state, _ = env.reset()
-        rng, seen = np.random.default_rng(2), []
-        for _ in range(problem.space.dimension):
-            seen.append(state)
-            state, *_, info = env.step(rng.random(1))
-        np.testing.assert_array_equal(env.observe_walk(info["point"]), np.stack(seen))
+        for states in STATES:
+            env = CompressionEnv(problem, fill=False, states=states)
+            state, _ = env.reset()
+            rng, seen = np.random.default_rng(2), []
+            for _ in range(problem.space.dimension):
+                seen.append(state)
+                state, *_, info = env.step(rng.random(1))
+            np.testing.assert_array_equal(env.observe_walk(info["point"]), np.stack(seen))
+            assert len(env.features) == env.observation_space.shape[0] == len(state)
 
     def test_the_reward_comes_at_the_end_and_is_the_loss_of_score(self, device: Additive) -> None:
         problem = make_problem(device)
@@ -61,3 +66,32 @@ class TestWalk:
         assert terminated and not any(rewards)
         assert last == pytest.approx(evaluate(info["policy"]).value / problem.dense.value - 1)
         assert problem.limits.use(info["cost"]) > 0.9
+
+
+class TestPublished:
+    """AMC's and HAQ's states and rewards, against their papers' formulas by hand."""
+
+    def test_amc_sees_what_is_reduced_and_what_is_left(self) -> None:
+        problem = make_problem(budget="macs<=2x")
+        env = CompressionEnv(problem, fill=False, states="amc")
+        state, _ = env.reset()
+        assert len(env.features) == 11
+        column = {name: i for i, name in enumerate(env.features)}
+        assert state[column["reduced"]] == state[column["last"]] == 0 and state[column["rest"]] == 1
+        state, *_ = env.step([0.0])  # the stem keeps 8 of 32 channels, which a1 reads and a2 writes: (8 - 32) of each one's MACs
+        stem, a1, a2, c1 = (16 * 16 * 9 * n for n in (3 * 32, 32 * 48, 48 * 32, 32 * 64 / 4))
+        total = problem.dense_cost.macs
+        assert state[column["reduced"]] == pytest.approx(0.75 * (stem + a1 + a2 + c1) / total, rel=1e-3)
+        assert state[column["last"]] == pytest.approx(0.5 / len(problem.space.widths["a"]))
+
+    def test_rewards(self) -> None:
+        problem = make_problem()
+        score, cost = Score(0.8 * problem.dense.value, 1.0, 1000), Cost(1.0, 4000, 10_000)
+        assert reward(problem, score, cost) == reward(problem, score, cost, "err") == pytest.approx(-0.2)
+        assert reward(problem, score, cost, "flops") == pytest.approx(-0.2 * np.log(10_000))
+        assert reward(problem, score, cost, "param") == pytest.approx(-0.2 * np.log(1000))
+        assert reward(problem, score, cost, "haq") == pytest.approx(-0.02 * problem.dense.value)
+
+    def test_unknown_ones_are_answered_with_the_nearest(self) -> None:
+        with pytest.raises(ConfigError, match="did you mean 'flops'"):
+            CompressionEnv(make_problem(), reward="flop")
