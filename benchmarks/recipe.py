@@ -58,10 +58,10 @@ class Plan:
     """
 
     trials: int = 150
-    tries: int = 2
+    tries: int = 1
     epochs: int = 2
     images: int = 12_000
-    lr: float = 1e-3
+    lr: float = 3e-3
     distil: float = 0.7
     steps: int = 32
     calibration: int = 200
@@ -227,7 +227,7 @@ def by_search(seed: int, budget: float, plan: Plan, folder: Path, file: Path) ->
         tr.resume(folder, given)
     else:
         tr.search(
-            given, budget=f"latency<={budget:.4f}x", device="ort-cpu", agent="tpe", trials=plan.trials, workers=0, seed=seed,
+            given, budget=f"latency<={budget:.4f}x", device="ort-cpu", agent="auto", trials=plan.trials, workers=0, seed=seed,
             out=str(folder), controls=False,
             finetune={"epochs": plan.epochs, "candidates": plan.tries, "lr": plan.lr, "distil": plan.distil},
         )  # fmt: skip

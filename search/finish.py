@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tightrope.search.distribute import Executor
-from tightrope.search.edge import timed
+from tightrope.search.edge import ROUNDS, timed
 from tightrope.search.evaluate import score_module
 from tightrope.search.journal import Control, Final
 from tightrope.search.pareto import ties
@@ -249,7 +249,8 @@ def _candidates(study: Study, setting: "Setting", count: int, remarks: list[str]
 def _in_time(trials: list[Trial], study: Study, setting: "Setting", count: int, remarks: list[str]) -> list[Trial]:
     """The first `count` trials whose files meet the latency budget when measured, filled up with others if they are too few.
 
-    They are timed before fine-tuning, which does not change it, some at a time and no more than needed.
+    The upper end of the interval is what must meet it, so that they do when they are measured again. They are timed before
+    fine-tuning, which does not change it, some at a time and no more than needed.
     """
     most = dict(_allowed(study).top).get("latency_ms")
     if most is None or not setting.measured:
@@ -259,8 +260,8 @@ def _in_time(trials: list[Trial], study: Study, setting: "Setting", count: int, 
     for start in range(0, min(len(trials), MOST_TIMED * count), TIMED_FOR_ONE * count):
         part = trials[start : start + TIMED_FOR_ONE * count]
         measured = timed([t.policy for t in part], study.header.dense, setting)
-        for trial, (ratio, _, _) in zip(part, measured, strict=True):
-            (kept if ratio <= most / study.header.dense_cost.latency_ms else slow).append(trial)
+        for trial, (_, _, high) in zip(part, measured, strict=True):
+            (kept if high <= most / study.header.dense_cost.latency_ms else slow).append(trial)
         if len(kept) >= count:
             break
     if slow:
@@ -298,7 +299,7 @@ def _measure(rows: list[Row], study: Study, setting: "Setting", remarks: list[st
         assert row.module is not None
         payloads[str(number)] = payload_of(row.module)
     files = {name: setting.source.timed(payload, setting.device.batch) for name, payload in payloads.items()}
-    measured = ratios(files, "dense", seed=setting.config.seed)
+    measured = ratios(files, "dense", rounds=ROUNDS, seed=setting.config.seed)
     rows[0].measured = measured["dense"]
     limits = dict(_allowed(study).top)
     most = limits.pop("latency_ms", math.inf) / study.header.dense_cost.latency_ms
