@@ -12,7 +12,7 @@ from tightrope.spaces import Budget, Cost, Layer, Network, Policy, Score, Space
 
 @dataclass(frozen=True)
 class Runtime(Additive):
-    """Integers take a quarter of the time, but for the stem, where they take thirty times as long; each end of a run of them costs."""
+    """Integers take a quarter of the time, in the stem thirty times as long; each end of a run of them costs."""
 
     name: str = "runtime"
 
