@@ -64,15 +64,15 @@ export class Heat extends Plot {
       : `Front of ${all.length}, from cheapest to best`;
     const points = spread(all, MOST_POLICIES);
     const key = [run.id, run.epoch, ...points.map((p) => p.index)].join();
-    if (key !== this.key) {
-      this.key = key;
+    if (key !== this.fetched) {
+      this.fetched = key;
       try {
         const details = await app.policies(run, points.map((p) => p.index));
-        if (this.key !== key) return; // another choice came first
+        if (this.fetched !== key) return; // another choice came first
         this.note.textContent = details.find((d) => d.problem)?.problem ?? "";
         this.show(points.map((p, i) => [p, details[i]?.layers]).filter(([, layers]) => layers));
       } catch (error) {
-        this.key = null;
+        this.fetched = null;
         this.note.textContent = error.message;
       }
     } else this.draw();

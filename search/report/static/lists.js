@@ -4,7 +4,7 @@ import { KIND } from "./data.js";
 import { button, CONTROL_SHAPES, CROSS, element, heads, mark, SHAPES } from "./dom.js";
 import { counted, digits } from "./numbers.js";
 
-const MANY_RUNS = 6; // more than this are told in fewer lines each
+const MANY_RUNS = 6; // more than this are told in a line less each
 const MOST_ROWS = 200; // of the table of selected trials
 
 export class RunList {
@@ -37,17 +37,15 @@ export class RunList {
 
   facts(run) {
     const { app } = this;
-    const facts = [
-      [run.study.agent, run.study.device].filter(Boolean).join(" on "),
-      `${counted(run.trials)} trials${run.failed ? `, ${run.failed} failed` : ""}`,
-    ];
+    const trials = `${counted(run.trials)} trials${run.failed ? `, ${run.failed} failed` : ""}`;
+    const few = app.runs.size <= MANY_RUNS;
+    const facts = few ? [[run.study.agent, run.study.device].filter(Boolean).join(" on "), trials] : [`${run.study.agent}, ${trials}`];
     if (run.visible && run.count) {
       const share = run.front.filter((point) => point.joint).length;
       const joint = app.shown.length > 1 ? ` · joint front ${share} of ${app.joint.length}` : "";
       facts.push(`front ${run.front.length}${joint}`, `hypervolume ${digits(run.volume)}`);
     }
     if (run.bad) facts.push(`${run.bad} unreadable lines`);
-    if (app.runs.size > MANY_RUNS) facts.splice(0, 2, facts.slice(0, 2).join(" · "));
     return facts;
   }
 }

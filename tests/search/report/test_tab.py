@@ -16,8 +16,8 @@ CENTRE = """(node) => {
 
 def click_trial(frame: Any, number: int) -> None:
     """Click the point of a trial."""
-    point = frame.query_selector(f'.trial[data-number="{number}"]')
-    frame.query_selector(".scatter").click(position=point.evaluate(CENTRE))
+    position = frame.evaluate(f"({CENTRE})(document.querySelector('.trial[data-number=\"{number}\"]'))")
+    frame.click(".scatter", position=position)
     frame.wait_for_selector(f".detail h2:text-is('Trial {number}')")
 
 
@@ -314,9 +314,9 @@ def test_the_front_can_be_walked_with_the_keyboard(
     frame.page.keyboard.press("0")
     frame.page.keyboard.press("Enter")
     assert frame.evaluate("document.activeElement.className") == "card detail"
-    nameless = """all => all.filter(e => !(e.innerText?.trim() || e.getAttribute('aria-label') || e.labels?.length))
-        .map(e => e.outerHTML)"""
-    assert frame.eval_on_selector_all("button, select, input", nameless) == []
+    nameless = """[...document.querySelectorAll('button, select, input')]
+        .filter(e => !(e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.length)).map(e => e.outerHTML)"""
+    assert frame.evaluate(nameless) == []
 
 
 def test_a_brush_selects_and_a_pin_compares(tmp_path: Path, tensorboard: Callable[[Path], str], tab: Callable[..., Any]) -> None:
