@@ -9,7 +9,7 @@ score, on a second split made for this purpose, of the policy that a search chos
 after 200 trials; and the hypervolume of its front, scored on the second split too. Differences are paired by seed; intervals are
 95 % by Student's t over seeds. A difference whose interval holds 0 is called a tie.
 
-`--quick` is the space that can be enumerated: a small residual net on 8x8 digits, channels and bits on `bitfusion`, 20,736 policies,
+`--quick` is the space that can be enumerated: a small residual net on 8x8 digits, channels and bits on `bitfusion`, 20,736 policies
 each scored once on two disjoint splits and kept as a table; the regret of each agent is against the best policy of the first split,
 and both are scored on the second.
 

@@ -174,7 +174,7 @@ def make(name: str, problem: Problem, settings: Mapping[str, Any] | None = None)
     Two settings are every agent's: `start`, another agent that asks for the first trials, and `start_trials`, how many of them
     (a quarter of those planned).
     """
-    settings = dict(settings or {})
+    settings = dict(settings or {}) if problem.space.variables else {}
     start, first = settings.pop("start", None), settings.pop("start_trials", problem.trials // 4)
     if start is not None:
         from tightrope.search.agents.portfolio import Started
@@ -186,6 +186,8 @@ def make(name: str, problem: Problem, settings: Mapping[str, Any] | None = None)
     where = _AGENTS.get(name) or plugged.get(name)
     if where is None:
         raise ConfigError(f"there is no agent {name!r}{nearest(name, names())}; there are {', '.join(names())}")
+    if not problem.space.variables:
+        where = _AGENTS["uniform"]  # there is one policy, and nothing to learn
     module, _, attribute = where.partition(":")
     maker = getattr(importlib.import_module(module), attribute)
     try:

@@ -36,7 +36,6 @@ class _Sampled(ABC):
         self._optuna, self._problem, self._aim = optuna, problem, Aim(problem, cheaper=cheaper)
         self._even, self._startup, self._spread = Even(problem), startup, spread
         self._study = optuna.create_study(direction="maximize")
-        self._asked: dict[int, optuna.Trial] = {}
         self._options: dict[str, optuna.distributions.BaseDistribution] = {
             v.name: optuna.distributions.IntDistribution(0, len(v.options) - 1) for v in problem.space.variables
         }
@@ -53,15 +52,13 @@ class _Sampled(ABC):
         if number < self._startup or not self._options:
             return fit(problem, self._even.near(number, rng, self._spread), limits)
         self._study.sampler = self._sampler(int(rng.integers(2**31)))
-        trial = self._asked[number] = self._study.ask(self._options)
+        trial = self._study.ask(self._options)
+        self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)  # what counts is told as executed, in `tell`
         point = [(trial.params[v.name] + 0.5) / len(v.options) for v in problem.space.variables]
         return fit(problem, point, limits)
 
     def tell(self, trial: Trial) -> None:
         self._aim.tell(trial)
-        asked = self._asked.pop(trial.number, None)
-        if asked is not None:
-            self._study.tell(asked, state=self._optuna.trial.TrialState.FAIL)
         if trial.score is None:
             return
         variables, point = self._problem.space.variables, self._problem.space.encode(trial.policy)

@@ -32,17 +32,17 @@ class CMAES:
     def __init__(self, problem: Problem, *, population: int | None = None, sigma: float = 0.2, cheaper: float = 0.1) -> None:
         self._problem, self._aim, self._even = problem, Aim(problem, cheaper=cheaper), Even(problem)
         d = problem.space.dimension
-        self._size = population or 4 + int(3 * np.log(max(1, d)))
+        self._size = population or 4 + int(3 * np.log(d))
         weights = np.log((self._size + 1) / 2) - np.log(np.arange(1, self._size // 2 + 1))
         self._weights = weights / weights.sum()
         mu = 1 / (self._weights**2).sum()
         # Hansen 2016, "The CMA evolution strategy: a tutorial", table 1; the rates of the covariance (d + 2) / 3 times as high
         self._c_sigma, self._d_sigma = (mu + 2) / (d + mu + 5), 1 + 2 * max(0.0, np.sqrt((mu - 1) / (d + 1)) - 1)
         self._d_sigma += self._c_sigma
-        self._c_c = (4 + mu / max(1, d)) / (d + 4 + 2 * mu / max(1, d))
+        self._c_c = (4 + mu / d) / (d + 4 + 2 * mu / d)
         self._c_1 = min(0.5, (d + 2) / 3 * 2 / ((d + 1.3) ** 2 + mu))
         self._c_mu = min(1 - self._c_1, (d + 2) / 3 * 2 * (mu - 2 + 1 / mu) / ((d + 2) ** 2 + mu), 0.5)
-        self._mu, self._length = mu, np.sqrt(d) * (1 - 1 / (4 * max(1, d)) + 1 / (21 * max(1, d) ** 2))
+        self._mu, self._length = mu, np.sqrt(d) * (1 - 1 / (4 * d) + 1 / (21 * d**2))
         self._mean: Point | None = None
         self._sigma, self._spread = sigma, np.ones(d)
         self._path, self._steps = np.zeros(d), np.zeros(d)

@@ -49,7 +49,7 @@ class ILP:
         self._problem, self._aim, self._even = problem, Aim(problem, cheaper=cheaper), Even(problem)
         d = problem.space.dimension
         self._sensitivities = min(d, max(2, problem.trials // 4)) if sensitivities is None else sensitivities
-        self._moved = max(1, -(-2 * d // self._sensitivities)) if moved is None else moved
+        self._moved = min(d, -(-2 * d // self._sensitivities)) if moved is None else moved
         self._certain, self._reach = certain, reach
         self._response = Response(problem.space)
         self._sizes = self._response.sizes
@@ -61,8 +61,8 @@ class ILP:
     def ask(self, number: int) -> Policy:
         rng, even = self._problem.rng(number), self._even.policies
         limits = self._aim.limits(rng)
-        if number < len(even) or not len(self._sizes):
-            return even[number % len(even)]
+        if number < len(even):
+            return even[number]
         if number < len(even) + self._sensitivities or len(self._told) < 4:
             return self._measure(number - len(even), rng, limits)
         self._learn()
@@ -94,8 +94,8 @@ class ILP:
     def _measure(self, turn: int, rng: np.random.Generator, limits: Limits) -> Policy:
         """The best policy so far with a few decisions at other options; all decisions take their turn."""
         d, start = len(self._sizes), turn * self._moved
-        order = self._problem.rng(start // max(1, d), use=2).permutation(d)
-        chosen = order[(start + np.arange(self._moved)) % max(1, d)] if d else order
+        order = self._problem.rng(start // d, use=2).permutation(d)
+        chosen = order[(start + np.arange(self._moved)) % d]
         options, sizes = self._options(self._best()), self._sizes[chosen]
         options[chosen] = (options[chosen] + 1 + (rng.random(len(chosen)) * (sizes - 1)).astype(int)) % sizes
         return fit(self._problem, (options + 0.5) / self._sizes, limits, keep=chosen.tolist())

@@ -38,11 +38,9 @@ class NetAdapt:
         if number < len(even):
             return even[number]
         base = even[0] if self._aim.best is None else self._aim.best.policy
-        turn, at = divmod(number - len(even), max(1, problem.space.dimension))
+        turn, at = divmod(number - len(even), problem.space.dimension)
         order = problem.rng(turn, use=1).permutation(problem.space.dimension)
         point = problem.space.encode(base)
-        if not len(order):
-            return base
         cut = int(order[at])
         return fit(problem, self._cut(point, cut, self._step * self._decay**turn), limits, keep=[cut])
 

@@ -39,9 +39,9 @@ class Started:
 class Auto:
     """A portfolio: each trial goes to the member whose trials have made the front grow lately.
 
-    The first trials are the first member's. Then a member is drawn in proportion to its rate of success: trials that made the
-    front grow over trials asked, both fading by `keep` with
-    every trial that follows, a new best counting double. A share of the trials, `curious`, is spread evenly.
+    The first trials are the first member's. Then a member is drawn in proportion to its rate of success: trials that were the best
+    so far, and at a quarter of that weight trials that made the front grow elsewhere, over trials asked, both fading by `keep` with
+    every trial that follows. A share of the trials, `curious`, is spread evenly.
 
     Args:
         members: names of agents; the first also begins.
@@ -61,7 +61,7 @@ class Auto:
         self._problem, self._names, self._aim = problem, list(members), Aim(problem)
         self._members = [make(name, problem, (settings or {}).get(name)) for name in members]
         self._first, self._curious, self._keep = round(first * problem.trials), curious, keep
-        self._won, self._asked = np.ones(len(members)), np.full(len(members), 2.0)
+        self._won, self._asked = np.full(len(members), 0.5), np.full(len(members), 2.0)
         self._open: dict[int, int] = {}
         self._front: list[tuple[float, float]] = []  # traded cost and score of what is not dominated
 
@@ -88,7 +88,7 @@ class Auto:
         if name in self._names:
             at = self._names.index(name)
             self._won, self._asked = self._keep * self._won, self._keep * self._asked
-            self._won[at] += grew + (self._aim.best is not before)
+            self._won[at] += 1.0 if self._aim.best is not before else 0.25 * grew
             self._asked[at] += 1
 
     def _grows(self, trial: Trial) -> bool:
