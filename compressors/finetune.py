@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from tightrope.spaces.errors import CompressError, DataError
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, float], None]
+Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
@@ -34,55 +35,105 @@ class Tuning:
             raise CompressError(f"epochs must be at least 0, lr and temperature above 0 and distil within [0, 1], got {self}")
 
 
+class Finetuner:
+    """Trains `small` in place, epoch by epoch, distilling from `dense` (Hinton et al. 2015), rounding in the loop.
+
+    Weights are rounded in every forward pass and their gradients go straight through; steps and ranges stay as they are, so
+    the policy, the bytes and the device's cost do not change. Between two epochs `state` is all that `load` needs to go on in
+    another process as if it had never stopped.
+
+    Args:
+        train: batches `(inputs, target)`, or inputs alone, which then learn from the dense model only.
+        augment: applied to the inputs (a tensor) of each batch before both models see it.
+
+    Raises:
+        DataError: there is no batch.
+    """
+
+    def __init__(
+        self, small: fx.GraphModule, dense: nn.Module, train: Iterable[Any], tuning: Tuning, augment: Augment | None = None
+    ) -> None:
+        self.small, self.dense, self.tuning, self._augment = small, dense.eval(), tuning, augment
+        self.done = 0  # epochs
+        self._batches = list(train)
+        if not self._batches:
+            raise DataError("the train split is empty; fine-tuning needs at least one batch")
+        self._generator = torch.Generator().manual_seed(tuning.seed)
+        self._parameters = [p for p in small.parameters() if p.requires_grad]
+        self._optimiser = torch.optim.AdamW(self._parameters, lr=tuning.lr, weight_decay=tuning.weight_decay)
+        self._answers = None if augment is not None else _answers(dense, self._batches)
+
+    def epoch(self, on_step: Progress | None = None) -> None:
+        """Train one epoch; `on_step` is called with `(step, steps, loss)`.
+
+        Raises:
+            DataError: the loss is not finite.
+        """
+        tuning, steps = self.tuning, self.tuning.epochs * len(self._batches)
+        dealt = _stream(self._batches, self._answers, 1, self._generator)
+        for step, (given, target, known) in enumerate(dealt, self.done * len(self._batches)):
+            inputs = self._augment(given, self._generator) if self._augment is not None and isinstance(given, Tensor) else given
+            args, kwargs = arguments(inputs)
+            teacher = _answer(self.dense, inputs) if known is None else known
+            loss = _loss(first_tensor(self.small(*args, **kwargs)), teacher, target, tuning)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise DataError(f"the loss of fine-tuning is {value} in step {step + 1}; lower its learning rate ({tuning.lr})")
+            for group in self._optimiser.param_groups:
+                group["lr"] = tuning.lr * 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
+            self._optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self._parameters, 5.0)
+            self._optimiser.step()
+            if on_step is not None:
+                on_step(step + 1, steps, value)
+        self.done += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, the optimiser's moments, the generator and the epochs done, as plain tensors."""
+        found = {f"module.{name}": value for name, value in self.small.state_dict().items()}
+        for i, moments in self._optimiser.state_dict()["state"].items():
+            found |= {f"optimiser.{i}.{name}": value for name, value in moments.items()}
+        found |= {"generator": self._generator.get_state(), "epochs": torch.tensor(self.done)}
+        return {name: value.detach().clone().contiguous() for name, value in found.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where `state` was taken.
+
+        Raises:
+            CompressError: it is of another module.
+        """
+        moments: dict[int, dict[str, Tensor]] = {}
+        weights = {}
+        for name, value in state.items():
+            kind, _, rest = name.partition(".")
+            if kind == "module":
+                weights[rest] = value
+            elif kind == "optimiser":
+                moments.setdefault(int(rest.partition(".")[0]), {})[rest.partition(".")[2]] = value
+        try:
+            self.small.load_state_dict(weights)
+            groups = self._optimiser.state_dict()["param_groups"]
+            self._optimiser.load_state_dict({"state": moments, "param_groups": groups})
+            self._generator.set_state(state["generator"])
+            self.done = int(state["epochs"])
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise CompressError(f"this state of fine-tuning is of another module: {str(error).splitlines()[0]}") from error
+
+
 def finetune(
     small: fx.GraphModule,
     dense: nn.Module,
     train: Iterable[Any],
     tuning: Tuning | None = None,
     *,
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    augment: Augment | None = None,
     on_step: Progress | None = None,
 ) -> fx.GraphModule:
-    """Train `small` in place, distilling from `dense` (Hinton et al. 2015), rounding in the loop; returns it.
-
-    Weights are rounded in every forward pass and their gradients go straight through; steps and ranges stay as they are, so
-    the policy, the bytes and the device's cost do not change.
-
-    Args:
-        train: batches `(inputs, target)`, or inputs alone, which then learn from the dense model only.
-        augment: applied to the inputs (a tensor) of each batch before both models see it.
-        on_step: called with `(step, steps, loss)`.
-
-    Raises:
-        DataError: there is no batch, or the loss is not finite.
-    """
-    tuning = tuning or Tuning()
-    batches = list(train)
-    if not batches:
-        raise DataError("the train split is empty; fine-tuning needs at least one batch")
-    generator = torch.Generator().manual_seed(tuning.seed)
-    parameters = [p for p in small.parameters() if p.requires_grad]
-    steps = tuning.epochs * len(batches)
-    optimiser = torch.optim.AdamW(parameters, lr=tuning.lr, weight_decay=tuning.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / max(1, steps))))
-    dense.eval()
-    answers = None if augment is not None else _answers(dense, batches)
-    for step, (inputs, target, known) in enumerate(_stream(batches, answers, tuning.epochs, generator), 1):
-        if augment is not None and isinstance(inputs, Tensor):
-            inputs = augment(inputs, generator)
-        args, kwargs = arguments(inputs)
-        teacher = _answer(dense, inputs) if known is None else known
-        loss = _loss(first_tensor(small(*args, **kwargs)), teacher, target, tuning)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise DataError(f"the loss of fine-tuning is {value} in step {step}; lower its learning rate ({tuning.lr})")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, 5.0)
-        optimiser.step()
-        schedule.step()
-        if on_step is not None:
-            on_step(step, steps, value)
+    """Train `small` in place for all epochs (see `Finetuner`); returns it."""
+    tuner = Finetuner(small, dense, train, tuning or Tuning(), augment)
+    for _ in range(tuner.tuning.epochs):
+        tuner.epoch(on_step)
     return small
 
 

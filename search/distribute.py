@@ -171,7 +171,7 @@ class RayPool:
 
         if workers < 1:
             raise RunError(f"a pool needs at least 1 worker, got {workers}")
-        self.slots = workers + (workers + 2) // 4
+        self.slots = workers + (max(2, workers // 4) if workers > 1 else 0)
         self._ray, self._retries, self._patience = ray, retries, patience_seconds
         arrays = dict(payload or {})
         self._owned = not ray.is_initialized()
