@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tightrope.estimators.measured import nodes as one_node
-from tightrope.estimators.measured.clock import Float, Runner, Timed, low_quartile, time_rounds
+from tightrope.estimators.measured.clock import Float, Runner, Timed, low_quartile, noise_floor, time_rounds
 from tightrope.spaces.policy import Policy
 from tightrope.spaces.space import Space
 
@@ -40,6 +40,11 @@ def rounds_of(
     samples = time_rounds([*runners, *steady], rounds, rng)
     *reference, empty = low_quartile(samples[:, len(runners) :]).tolist()
     return samples[:, : len(runners)], sum(reference) - len(reference) * empty, empty
+
+
+def floor(rounds: int = 40) -> float:
+    """The noise floor of this machine now, by the reference nodes."""
+    return noise_floor(time_rounds(steady_nodes()[:-1], rounds, np.random.default_rng(0)))
 
 
 def probes(space: Space, rng: np.random.Generator, count: int) -> list[Policy]:

@@ -85,6 +85,9 @@ class TorchRuntime:
     def lowered(self, policy: Policy) -> list[tuple[Key, str]]:
         return self.source.units(policy, self.batch)
 
+    def told(self, policy: Policy) -> tuple[list[tuple[Key, str]], None]:
+        return self.lowered(policy), None
+
     def unit(self, key: Key) -> tuple[Timed, int]:
         return Runner(self.source.unit(key, self.batch), whole=False), UNIT_BYTES
 
