@@ -288,13 +288,14 @@ def export_run(run_folder: Path, trial: int | None, form: str, output: Path | No
 def probe_job(config: Config) -> str:
     """The probe job that covers the space of a search: `estimators.measured.job` says what it holds."""
     from tightrope.estimators.measured import job
-    from tightrope.estimators.measured.ort import OrtCpu, mark_of
+    from tightrope.estimators.measured.base import mark_of
+    from tightrope.estimators.measured.ort import OrtCpu
 
     device = OrtCpu(config.batch)
     config = config.model_copy(update={"device": device.name})
     setting = set_up(load(config.model, config.data, config.metric), config, tables=False)
     network = setting.prepared.network
-    mark = mark_of(network, setting.space, config.batch)
+    mark = mark_of(network, setting.space, config.batch, device.versions)
     return "".join(job.write(network, setting.space, setting.source, device.encoder(network), mark, seed=config.seed))
 
 

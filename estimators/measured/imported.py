@@ -10,10 +10,10 @@ import numpy as np
 
 from tightrope.estimators.cache import store
 from tightrope.estimators.measured import job as jobs
-from tightrope.estimators.measured.fitted import Fitted, Progress, Source
-from tightrope.estimators.measured.ort import Known, OrtCpu, alone, digest, mark_of
+from tightrope.estimators.measured.base import alone, digest, mark_of
+from tightrope.estimators.measured.fitted import Progress
+from tightrope.estimators.measured.ort import OrtCpu, Source
 from tightrope.estimators.measured.table import Table
-from tightrope.estimators.measured.weights import Weights
 from tightrope.spaces.errors import DeviceError, FormatError
 from tightrope.spaces.fields import parse
 from tightrope.spaces.network import Network
@@ -49,16 +49,14 @@ class Imported(OrtCpu):
         Raises:
             DeviceError: the device has none for this network, space and batch size.
         """
-        mark = mark_of(network, space, self.batch)
+        mark = mark_of(network, space, self.batch, self.versions)
         path = store() / self.name / f"{digest(mark)}.jsonl"
         if not path.exists():
             raise DeviceError(
                 f"device {self.name!r} has no table for network {network.fingerprint} in this space at batch {self.batch}; write a "
                 f"job with `tightrope devices probe`, run it there, and add it with `tightrope devices import {self.name}`"
             )
-        encode, table_of = self.encoder(network), _fingerprint(path)
-        fitted = Fitted(network, encode, space, source, self.batch, path, table_of, here=False)
-        self._known[network.fingerprint] = Known(fitted, Weights(network, self.batch), encode, f"{table_of['processor']}, CPU time")
+        self.open(network, space, source, path, _fingerprint(path), here=False)
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
@@ -128,7 +126,8 @@ def _job(results: Path, job: Path | None) -> jobs.Job:
 
 def _report(network: Network, batch: int, name: str, path: Path) -> Report:
     of = _fingerprint(path)
-    fitted = Fitted(network, Imported(name, batch).encoder(network), None, None, batch, path, of, here=False)
+    device = Imported(name, batch)
+    fitted = device.open(network, Space.build(network, device.pairs), None, path, of, here=False)
     nodes = sum(len(family.exact) for family in fitted.table.families.values())
     return Report(f"{of['processor']}, onnxruntime {of['onnxruntime']}", nodes, fitted.errors, tuple(fitted.held_errors()))
 

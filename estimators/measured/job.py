@@ -19,9 +19,8 @@ import onnx
 
 from tightrope.estimators.encode import Encoder
 from tightrope.estimators.measured import nodes as one_node
-from tightrope.estimators.measured.fitted import Source, survey
-from tightrope.estimators.measured.lowering import Lowering
-from tightrope.estimators.measured.plan import make as plan
+from tightrope.estimators.measured.fitted import survey
+from tightrope.estimators.measured.ort import OrtRuntime, Source
 from tightrope.estimators.measured.runner import COLUMNS
 from tightrope.estimators.measured.sampling import EMPTY, REFERENCE, mixed
 from tightrope.estimators.measured.table import Table, identity
@@ -39,8 +38,8 @@ def write(
 ) -> Iterator[str]:  # fmt: skip
     """The lines of the job that covers a space, at the batch size of `mark`, which tells the table from others of a device."""
     rng = np.random.default_rng(seed)
-    lowering = Lowering(network, plan(network, source.skeleton, int(mark["batch"])))
-    designs, patterns = survey(space, lowering, encode, rng)
+    designs, patterns = survey(space, OrtRuntime(network, source, int(mark["batch"])), encode, rng)
+    assert patterns is not None
     models: list[dict[str, Any]] = []
 
     def add(role: str, model: onnx.ModelProto, **more: Any) -> None:
