@@ -84,7 +84,9 @@ class Measured:
         """Make the device ready with the table at `path`; `here` says that it is of this machine, which fills it where it must."""
         encode = self.encoder(network)
         fitted = Fitted(network, encode, space, lambda: self.runtime(network, source), path, mark, progress, seed, here=here)
-        self._known[network.fingerprint] = Known(fitted, self.weigh(network), encode, f"one thread of {mark['processor']}, CPU time")
+        self._known[network.fingerprint] = Known(
+            fitted, self.weigh(network), encode, f"one thread of {mark['processor']}, CPU time"
+        )
         return fitted
 
     def encoder(self, network: Network) -> Encoder:

@@ -22,7 +22,7 @@ from tightrope.spaces.network import Network
 from tightrope.spaces.policy import Policy
 from tightrope.spaces.space import Space
 
-MET, PLAIN, ANCHORS = 1000, 500, 32
+MET, PLAIN, ANCHORS = 1000, 500, 40
 """Policies that are lowered to find the nodes to time, others that show what is common, and nets that are built to fit the sum."""
 NODE_ROUNDS, NET_ROUNDS = 20, 40
 DRIFT = 0.015  # of the same net timed in two runs, both on the scale of the reference nodes
@@ -110,8 +110,10 @@ class Fitted:
         fresh = [i for i, name in enumerate(names) if name not in self.table.nets]
         for start in range(0, len(fresh), CHUNK_NETS):
             chosen = fresh[start : start + CHUNK_NETS]
-            runners = [self.runtime.net(anchors[i]) for i in chosen]
-            self.table.add_nets([names[i] for i in chosen], *rounds_of(runners, NET_ROUNDS, rng, self.runtime.steady()))
+            runners = [self.runtime.net(p) for p in (self.space.dense, *(anchors[i] for i in chosen))]
+            samples, reference, empty = rounds_of(runners, NET_ROUNDS, rng, self.runtime.steady())
+            dense = float(low_quartile(samples[:, :1])[0])
+            self.table.add_nets([names[i] for i in chosen], samples[:, 1:], reference, empty, dense)
             if progress is not None:
                 progress(done + start + len(chosen), total)
         self.table.finish()
@@ -132,28 +134,34 @@ class Fitted:
             yield len(chosen)
 
     def timed(self, policies: Sequence[Policy], *, rounds: int = NET_ROUNDS, seed: int = 0) -> tuple[Float, float]:
-        """Build the graphs of policies and time them: milliseconds on the table's scale, and the noise floor of the run."""
+        """Build the nets of policies and time them beside the dense one: milliseconds on the table's scale, and the noise floor."""
         rng, times, floors = np.random.default_rng(seed), [], []
         for start in range(0, len(policies), CHUNK_NETS):
-            nets = [self.runtime.net(p) for p in policies[start : start + CHUNK_NETS]]
-            samples, reference, empty = rounds_of(nets, rounds, rng, self.runtime.steady())
-            times.append((low_quartile(samples) - empty) * self.table.base / reference)
+            nets = [self.runtime.net(p) for p in (self.space.dense, *policies[start : start + CHUNK_NETS])]
+            samples, _, empty = rounds_of(nets, rounds, rng, self.runtime.steady())
+            dense, *figures = (low_quartile(samples) - empty).tolist()
+            times += [self.table.dense_ms * figure / dense for figure in figures]
             floors.append(noise_floor(samples))
-        return np.concatenate(times), float(np.mean(floors))
+        return np.array(times), float(np.mean(floors))
 
     def _fit(self) -> None:
-        """One scale and one cost per node, nearest to the nets that were built, and the error when each is left out."""
+        """One scale and one cost per node, nearest to the nets that were built, and the error when each is left out.
+
+        The dense net counts as much as a quarter of the others, since budgets are ratios to it.
+        """
         pairs = [(Policy.from_json(json.loads(name)), time) for name, time in self.table.nets.items()]
         if len(pairs) < LEAST_NETS:
             raise DeviceError(
                 f"fitting needs at least {LEAST_NETS} timed nets, the table has {len(pairs)}; move it away to measure anew"
             )
-        policies = [p.normal(self.network) for p, _ in pairs]
+        policies = [self.space.dense, *(p.normal(self.network) for p, _ in pairs)]
         features = self.features(policies, self.encode(policies))
-        times = np.array([time for _, time in pairs])
-        rows = features / times[:, None]
-        self.weights = nearest_sum(rows)
-        self.errors = tuple(float(rows[i] @ nearest_sum(np.delete(rows, i, 0)) - 1) for i in range(len(rows)))
+        rows = features / np.array([1.0, *(ratio for _, ratio in pairs)])[:, None] / self.table.dense_ms
+        dense, rows = np.repeat(rows[:1], len(pairs) // 4, axis=0), rows[1:]
+        self.weights = nearest_sum(np.concatenate([rows, dense]))
+        self.errors = tuple(
+            float(rows[i] @ nearest_sum(np.concatenate([np.delete(rows, i, 0), dense])) - 1) for i in range(len(rows))
+        )
         self.spread = float(np.quantile(np.abs(self.errors), 0.9)) + DRIFT
         log.info("latency of %d nets left out one by one is predicted to %.1f %%", len(rows), 100 * np.mean(np.abs(self.errors)))
 
@@ -163,7 +171,7 @@ class Fitted:
         if not policies:
             return []
         found = self.latency(policies, self.encode(policies))
-        return [float(ms / time - 1) for ms, time in zip(found, self.table.held.values(), strict=True)]
+        return [float(ms / self.table.dense_ms / ratio - 1) for ms, ratio in zip(found, self.table.held.values(), strict=True)]
 
     def latency(self, policies: Sequence[Policy], batch: Batch) -> Float:
         """Milliseconds of policies, `b`-dim; `batch` has them as arrays."""
@@ -220,127 +228,6 @@ class Fitted:
         if key not in self._picoseconds:
             self._picoseconds[key] = float(np.rint(self.table.times(key[0], np.array([key[1]], np.int64))[0] * PER_MS))
         return self._picoseconds[key]
-
-    def lowered(self, policy: Policy) -> list[tuple[Key, str]]:
-        """The units of a policy, each with the layer or operator that it belongs to."""
-        ...
-
-    def told(self, policy: Policy) -> tuple[list[tuple[Key, str]], Told | None]:
-        """The same, and the patterns that they follow; None where a runtime does not say how sizes follow the policy."""
-        ...
-
-    def unit(self, key: Key) -> tuple[Timed, int]:
-        """A unit alone, and the bytes that it takes."""
-        ...
-
-    def net(self, policy: Policy) -> Timed:
-        """A policy's whole net."""
-        ...
-
-    def steady(self) -> Sequence[Timed]:
-        """Calls that tell how fast the machine is while others are timed, the same for every table; the last does nothing."""
-        ...
-
-
-class Fitted:
-    """Times of policies of one space in a runtime.
-
-    Latency is `weights[0]` times the sum of the nodes' times plus `weights[1]` per node.
-
-    Attributes:
-        errors: relative errors of the predicted latency of the nets that were built to fit it, each left out of its fit.
-        spread: half of a 90 % interval, relative: what 90 % of the errors stay below, and the clock's drift between runs.
-
-    Raises:
-        DeviceError: the runtime cannot run the network, or the table on disk is damaged or for something else.
-    """
-
-    def __init__(
-        self, network: Network, encode: Encoder, space: Space, runtime: Callable[[], Runtime], path: Path | None,
-        mark: Mapping[str, Any], progress: Progress | None, seed: int, *, here: bool = True,
-    ) -> None:  # fmt: skip
-        self.network, self.encode, self.space, self._make, self._here = network, encode, space, runtime, here
-        self._known: dict[Policy, list[tuple[Key, str]]] = {}
-        self._picoseconds: dict[Key, float] = {}
-        self.table = Table(path, mark)
-        if not self.table.complete:
-            self._fill(np.random.default_rng(seed), progress)
-        noted = self.table.notes.get("patterns")
-        self.patterns = None if noted is None else Patterns.from_json(network, noted)
-        self._fit()
-
-    @cached_property
-    def runtime(self) -> Runtime:
-        """What lowers, builds and runs policies; made when it is first needed."""
-        return self._make()
-
-    def _fill(self, rng: np.random.Generator, progress: Progress | None) -> None:
-        """Time the nodes of the space and the nets to fit."""
-        wanted, patterns = survey(self.space, self.runtime, self.encode, rng)
-        if patterns is not None:
-            self.table.note("patterns", patterns.to_json())
-        self.table.declare(wanted)
-        missing = self.table.missing(wanted)
-        anchors = mixed(self.space, rng, ANCHORS)
-        total = len(missing) + len(anchors)
-        log.info("timing %d nodes of %d families, and %d nets", len(missing), len(wanted), len(anchors))
-        done = 0
-        for chunk in self._time(missing, rng):
-            done += chunk
-            if progress is not None:
-                progress(done, total)
-        names = [json.dumps(p.to_json(), sort_keys=True) for p in anchors]
-        fresh = [i for i, name in enumerate(names) if name not in self.table.nets]
-        for start in range(0, len(fresh), CHUNK_NETS):
-            chosen = fresh[start : start + CHUNK_NETS]
-            runners = [self.runtime.net(anchors[i]) for i in chosen]
-            self.table.add_nets([names[i] for i in chosen], *rounds_of(runners, NET_ROUNDS, rng, self.runtime.steady()))
-            if progress is not None:
-                progress(done + start + len(chosen), total)
-        self.table.finish()
-
-    def _time(self, keys: Sequence[Key], rng: np.random.Generator) -> Iterator[int]:
-        """Time nodes and add them to the table, in chunks; gives the number of each."""
-        waiting, size = list(reversed(keys)), 0
-        while waiting:
-            chosen: list[Key] = []
-            runners: list[Timed] = []
-            while waiting and len(chosen) < CHUNK and (size < CHUNK_BYTES or not chosen):
-                chosen.append(waiting.pop())
-                runner, taken = self.runtime.unit(chosen[-1])
-                size += taken
-                runners.append(runner)
-            self.table.add(chosen, *rounds_of(runners, NODE_ROUNDS, rng, self.runtime.steady()))
-            size = 0
-            yield len(chosen)
-
-    def timed(self, policies: Sequence[Policy], *, rounds: int = NET_ROUNDS, seed: int = 0) -> tuple[Float, float]:
-        """Build the graphs of policies and time them: milliseconds on the table's scale, and the noise floor of the run."""
-        rng, times, floors = np.random.default_rng(seed), [], []
-        for start in range(0, len(policies), CHUNK_NETS):
-            nets = [self.runtime.net(p) for p in policies[start : start + CHUNK_NETS]]
-            samples, reference, empty = rounds_of(nets, rounds, rng, self.runtime.steady())
-            times.append((low_quartile(samples) - empty) * self.table.base / reference)
-            floors.append(noise_floor(samples))
-        return np.concatenate(times), float(np.mean(floors))
-
-    def _fit(self) -> None:
-        """One scale and one cost per node, nearest to the nets that were built, and the error when each is left out."""
-        pairs = [(Policy.from_json(json.loads(name)), time) for name, time in self.table.nets.items()]
-        if len(pairs) < 8:
-            raise DeviceError(f"fitting needs at least 8 timed nets, the table has {len(pairs)}; move it away to measure anew")
-        features = np.array([self.features(p.normal(self.network)) for p, _ in pairs])
-        times = np.array([time for _, time in pairs])
-        rows = features / times[:, None]
-        self.weights = nearest_sum(rows)
-        self.errors = tuple(float(rows[i] @ nearest_sum(np.delete(rows, i, 0)) - 1) for i in range(len(rows)))
-        self.spread = float(np.quantile(np.abs(self.errors), 0.9)) + DRIFT
-        log.info("latency of %d nets left out one by one is predicted to %.1f %%", len(rows), 100 * np.mean(np.abs(self.errors)))
-
-    def features(self, policy: Policy) -> list[float]:
-        """The sum of the nodes' times in milliseconds, and their number."""
-        times = self.times(policy)
-        return [sum(times), float(len(times))]
 
     def lowered(self, policy: Policy) -> list[tuple[Key, str]]:
         """The nodes of a policy, each with the layer or operator that it belongs to."""

@@ -30,6 +30,7 @@ from tightrope.spaces.network import Network
 from tightrope.spaces.space import Space
 
 VERSION = 1
+STEADY = ("reference", "empty", "dense")  # roles of models that are timed beside all others
 NETS, HELD = 24, 12  # mixed nets to fit, and to say how good the fit is
 
 
@@ -44,11 +45,12 @@ def write(
 
     def add(role: str, model: onnx.ModelProto, **more: Any) -> None:
         packed = base64.b64encode(bz2.compress(model.SerializeToString())).decode()
-        models.append({"id": len(models), "role": role, "optimise": role in ("net", "held"), "model": packed, **more})
+        models.append({"id": len(models), "role": role, "optimise": role in ("net", "held", "dense"), "model": packed, **more})
 
     for key in REFERENCE:
         add("reference", one_node.model(*key))
     add("empty", one_node.model(*EMPTY))
+    add("dense", blank(source.model(space.dense, int(mark["batch"]))))
     for family, design in designs.items():
         for sizes in design.keys:
             add("node", one_node.model(family, sizes), node=identity(family), sizes=[*sizes])
@@ -115,12 +117,13 @@ def read(data: bytes, where: str) -> Job:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One timed model: its number, samples in milliseconds, and the reference's and an empty call's time beside them."""
+    """One timed model: its number, samples in milliseconds, and beside them the reference's, an empty call's, the dense net's."""
 
     model: int
     samples: tuple[float, ...]
     reference_ms: float
     empty_ms: float
+    dense_ms: float
 
 
 def results(path: Path, job: Job) -> tuple[dict[str, Any], list[Row]]:
@@ -150,12 +153,12 @@ def results(path: Path, job: Job) -> tuple[dict[str, Any], list[Row]]:
     rows: dict[int, Row] = {}
     for number, line in enumerate(lines[2:], start=3):
         row = _row(line, f"{path} line {number}")
-        if row.model not in job.models or job.models[row.model].take("role", str) in ("reference", "empty"):
+        if row.model not in job.models or job.models[row.model].take("role", str) in STEADY:
             raise DeviceError(f"{path} line {number}: id must be that of a model to time, got {row.model}")
         if row.model in rows:
             raise DeviceError(f"{path} line {number}: model {row.model} is there twice; keep one of its lines")
         rows[row.model] = row
-    wanted = [i for i, f in job.models.items() if f.take("role", str) not in ("reference", "empty")]
+    wanted = [i for i, f in job.models.items() if f.take("role", str) not in STEADY]
     missing = [i for i in wanted if i not in rows]
     if missing:
         raise DeviceError(
@@ -170,14 +173,14 @@ def _row(line: str, where: str) -> Row:
     try:
         if len(parts) != len(COLUMNS.split(",")):
             raise ValueError
-        model, reference, empty = int(parts[0]), float(parts[1]), float(parts[2])
-        samples = tuple(map(float, parts[3].split()))
+        model, (reference, empty, dense) = int(parts[0]), map(float, parts[1:4])
+        samples = tuple(map(float, parts[4].split()))
     except ValueError:
         raise DeviceError(f"{where} must be {COLUMNS} with numbers, got {line[:80]!r}") from None
-    times = (*samples, reference, empty)
-    if not samples or not all(math.isfinite(x) for x in times) or min(times) < 0 or reference == 0:
+    times = (*samples, reference, empty, dense)
+    if not samples or not all(math.isfinite(x) for x in times) or min(times) < 0 or reference == 0 or dense <= empty:
         raise DeviceError(f"{where}: times must be finite and not below zero, got {line[:80]!r}")
-    return Row(model, samples, reference, empty)
+    return Row(model, samples, reference, empty, dense)
 
 
 def fill(table: Table, job: Job, rows: Sequence[Row]) -> None:
@@ -190,7 +193,8 @@ def fill(table: Table, job: Job, rows: Sequence[Row]) -> None:
         if role == "node":
             table.add([(names[entry.take("node", str)], entry.ints("sizes"))], samples, row.reference_ms, row.empty_ms)
         else:
-            table.add_nets([entry.take("policy", str)], samples, row.reference_ms, row.empty_ms, held=role == "held")
+            name = entry.take("policy", str)
+            table.add_nets([name], samples, row.reference_ms, row.empty_ms, row.dense_ms, held=role == "held")
     table.note("network", job.network.to_json())
     table.note("patterns", job.patterns)
     table.finish()

@@ -65,10 +65,22 @@ def probes(space: Space, rng: np.random.Generator, count: int) -> list[Policy]:
 
 
 def mixed(space: Space, rng: np.random.Generator, count: int) -> list[Policy]:
-    """Random policies, of which every other one leaves three in four layers whole."""
-    found = []
+    """Policies as searches meet them, a third each: random, with most layers whole, and even ones of one precision.
+
+    Even ones keep one share of every group; every other one leaves the first and last layer at their dearest bits.
+    """
+    found, kinds = [], np.array([v.kind for v in space.variables])
+    ends = {space.network.layers[0].name, space.network.layers[-1].name}
+    outer = np.array([v.target in ends for v in space.variables])
     for index in range(count):
         point = rng.random(space.dimension)
-        whole = np.array([v.kind == "rank" for v in space.variables]) & (rng.random(len(point)) < 0.75 * (index % 2))
-        found.append(space.decode(np.where(whole, 1.0, point)))
+        if index % 3:
+            point[(kinds == "rank") & (rng.random(len(point)) < 0.75)] = 1.0
+        if index % 3 == 2:
+            point[kinds == "channels"] = rng.random()
+            bits = (kinds == "weight_bits") | (kinds == "act_bits")
+            point[bits] = rng.random()
+            if index % 2:
+                point[bits & outer] = 1.0
+        found.append(space.decode(point))
     return found

@@ -23,7 +23,7 @@ from tightrope.estimators.measured.nodes import Key
 from tightrope.spaces.errors import DeviceError, FormatError
 from tightrope.spaces.fields import Fields, parse
 
-VERSION = 1
+VERSION = 2
 log = logging.getLogger(__name__)
 
 
@@ -73,8 +73,8 @@ class _Family:
 
 
 class Table:
-    """Times of nodes in milliseconds; `nets` are whole nets that were timed, by their policy's JSON, and `held` ones
-    that no fit may see.
+    """Times of nodes in milliseconds; `nets` are whole nets that were timed, by their policy's JSON, as ratios to the
+    dense one, and `held` ones that no fit may see.
 
     `fingerprint` says for what the table holds; another one never matches in silence.
     """
@@ -84,6 +84,7 @@ class Table:
         self.families: dict[str, _Family] = {}
         self.nets: dict[str, float] = {}
         self.held: dict[str, float] = {}
+        self._dense: list[float] = []
         self.base = math.nan  # the reference's time when the table was begun; later times are scaled to it
         self.complete = False  # whether all that a space needs was timed
         self.notes: dict[str, Fields] = {}  # what else is kept of the network
@@ -166,12 +167,16 @@ class Table:
             self._node(Fields(line, "sample"))
 
     def add_nets(
-        self, policies: Iterable[str], samples: np.ndarray, reference: float, empty: float, *, held: bool = False
+        self, policies: Iterable[str], samples: np.ndarray, reference: float, empty: float, dense: float, *, held: bool = False
     ) -> None:  # fmt: skip
-        """Add timed whole nets, by their policies' JSON: milliseconds, `rounds x nets`; `held` out of the fit, or not."""
+        """Add timed whole nets, by their policies' JSON: milliseconds, `rounds x nets`; `held` out of the fit, or not.
+
+        Args:
+            dense: milliseconds of the dense net in the same rounds, to which the others are told as ratios.
+        """
         lines = [
             {"held" if held else "net": policy, "ms": [round(x, 6) for x in column.tolist()],
-             "reference_ms": round(reference, 6), "empty_ms": round(empty, 6)}
+             "reference_ms": round(reference, 6), "empty_ms": round(empty, 6), "dense_ms": round(dense, 6)}
             for policy, column in zip(policies, samples.T, strict=True)
         ]  # fmt: skip
         self._append(lines)
@@ -232,10 +237,11 @@ class Table:
         self._names[identity(family)] = family
         self.families.setdefault(family, _Family(tuple(axes)))
 
-    def _figure(self, fields: Fields) -> float:
+    def _figure(self, fields: Fields, *others: str) -> tuple[float, ...]:
+        """The low quartile of a line's samples without an empty call's time, then `others` likewise, on the table's scale."""
         samples, reference = fields.take("ms", list), fields.take("reference_ms", float)
-        empty = fields.take("empty_ms", float)
-        numbers = [*samples, reference, empty]
+        empty, more = fields.take("empty_ms", float), [fields.take(name, float) for name in others]
+        numbers = [*samples, reference, empty, *more]
         if not samples or any(isinstance(x, bool) or not isinstance(x, (int, float)) for x in numbers):
             raise FormatError(f"{fields.where}.ms must be a list of numbers, got {samples!r}")
         if not all(math.isfinite(x) for x in numbers) or min(samples) < 0 or reference <= 0:
@@ -243,21 +249,28 @@ class Table:
         if math.isnan(self.base):
             self.base = reference
         figure = float(low_quartile(np.array(samples)[:, None])[0])
-        return float(max(figure - empty, 0.0) * self.base / reference)
+        return tuple(max(x - empty, 0.0) * self.base / reference for x in (figure, *more))
 
     def _node(self, fields: Fields) -> None:
         family = fields.take("node", str)
         if family not in self._names:
             raise FormatError(f"{fields.where}.node must be a family that stands before it, got {family!r}")
         name, sizes = self._names[family], fields.ints("sizes")
-        self.families[name].add(sizes, self._figure(fields))
+        self.families[name].add(sizes, self._figure(fields)[0])
         self._memo.clear()
 
     def _net(self, fields: Fields) -> None:
-        if held := fields.take("held", str, ""):
-            self.held[held] = self._figure(fields)
-        else:
-            self.nets[fields.take("net", str)] = self._figure(fields)
+        figure, dense = self._figure(fields, "dense_ms")
+        if dense <= 0:
+            raise FormatError(f"{fields.where}.dense_ms must be more than an empty call's time")
+        held = fields.take("held", str, "")
+        (self.held if held else self.nets)[held or fields.take("net", str)] = figure / dense
+        self._dense.append(dense)
+
+    @property
+    def dense_ms(self) -> float:
+        """Milliseconds of the dense net: the median of the runs that it was timed in."""
+        return float(np.median(self._dense)) if self._dense else math.nan
 
 
 def designs(met: Mapping[str, set[Sizes]]) -> dict[str, Design]:

@@ -39,9 +39,10 @@ class Weights:
     def __call__(self, batch: Batch) -> Held:
         """Count them.
 
-        Packed files are counted by the rule of `Unit.size_bytes`. In an ONNX file a floating-point weight or bias takes 4 bytes; an 8-bit layer has a byte for each weight, a scale for each
-        output channel, and 4 bytes and a scale for each bias, with zero points that all layers of a width share; weight-only
-        layers pack blocks of 32 inputs under one scale, and whole panels of 16 outputs where there is more than one row.
+        Packed files are counted by the rule of `Unit.size_bytes`. In an ONNX file a floating-point weight or bias takes 4 bytes;
+        an 8-bit layer has a byte for each weight, a scale for each output channel, and 4 bytes and a scale for each bias, with
+        zero points that all layers of a width share; weight-only layers pack blocks of 32 inputs under one scale, and whole
+        panels of 16 outputs where there is more than one row.
         """
         count = len(batch)
         size, macs, energy = np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count)

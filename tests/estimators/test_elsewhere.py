@@ -31,7 +31,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("TIGHTROPE_CACHE", str(folder / "cache"))
         for name, value in {"MET": 150, "PLAIN": 100}.items():
             patch.setattr(fitted, name, value)
-        lines = job.write(NET.network, SPACE, Source(), OrtCpu().encoder(NET.network), mark_of(NET.network, SPACE, 1, OrtCpu.versions))
+        lines = job.write(
+            NET.network, SPACE, Source(), OrtCpu().encoder(NET.network), mark_of(NET.network, SPACE, 1, OrtCpu.versions)
+        )
         text = "".join(lines)
         (folder / "job.jsonl").write_text(text)
         assert imported.keep_job(text).exists()
@@ -135,11 +137,12 @@ BAD: dict[str, tuple[Callable[[str], str], str]] = {
     "torn": (lambda text: text[:-9], "torn"),
     "cut short": (changed(lambda lines: lines[:-3]), "3 are missing"),
     "doubled": (changed(lambda lines: [*lines, lines[2]]), "twice"),
-    "negative": (cell(3, "0.1 -0.2"), "not below zero"),
-    "nan": (cell(3, "0.1 nan"), "finite"),
+    "negative": (cell(4, "0.1 -0.2"), "not below zero"),
+    "nan": (cell(4, "0.1 nan"), "finite"),
     "infinite": (cell(1, "inf"), "finite"),
-    "words": (cell(3, "fast"), "with numbers"),
-    "no samples": (cell(3, ""), "not below zero"),
+    "words": (cell(4, "fast"), "with numbers"),
+    "no samples": (cell(4, ""), "not below zero"),
+    "no dense net": (cell(3, "0.0"), "not below zero"),
     "no reference": (cell(1, "0.0"), "not below zero"),
     "unknown model": (cell(0, "99999"), "id must be"),
     "another job": (head(job="0" * 16), "not written here"),

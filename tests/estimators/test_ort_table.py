@@ -168,11 +168,13 @@ def test_what_is_no_table_is_an_error(tmp_path: Path, head: str) -> None:
 def test_whole_nets_and_completion_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "table.jsonl"
     table = filled(path)
-    table.add_nets(['{"policy":1}'], np.full((4, 1), 1.001), 0.5, 0.001)
+    table.add_nets(['{"policy":1}'], np.full((4, 1), 1.001), 0.5, 0.001, 2.001)
+    table.add_nets(['{"policy":2}'], np.full((4, 1), 3.001), 1.0, 0.001, 4.001, held=True)
     table.finish()
     again = Table(path, MARK)
     assert again.complete
-    assert again.nets == {'{"policy":1}': pytest.approx(1.0)}
+    assert again.nets == {'{"policy":1}': pytest.approx(0.5)} and again.held == {'{"policy":2}': pytest.approx(0.75)}
+    assert again.dense_ms == pytest.approx(2.0)
 
 
 def test_single_nets_do_not_pull_the_fit() -> None:
