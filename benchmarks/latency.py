@@ -122,7 +122,7 @@ def run(net: str, name: str, policies: int, batch: int, rng: np.random.Generator
         "latency_interval_coverage": (100 * float(np.mean(inside)), "%"),
         "table_cpu_seconds": (built, "s"),
         "table_reopen_seconds": (reopened, "s"),
-        "table_nodes": (float(sum(len(f.exact) for f in device.fitted(prepared.network, []).table.families.values())), "1"),
+        "table_nodes": (float(sum(len(f.exact) for f in device.known(prepared.network).fitted.table.families.values())), "1"),
         "estimate_ms": (1e3 * asked / policies, "ms"),
     }
 

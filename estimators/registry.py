@@ -5,6 +5,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from tightrope.estimators.analytic import load_profile, profiles
+from tightrope.estimators.cache import store
 from tightrope.estimators.device import Device
 from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.fields import nearest
@@ -18,14 +19,21 @@ def _plugged() -> dict[str, str]:
     return {entry.name: entry.value for entry in entry_points(group="tightrope.estimators")}
 
 
+def _imported() -> list[str]:
+    return sorted({path.parent.name for path in store().glob("*/*.jsonl")})
+
+
 def names() -> list[str]:
-    """All devices: measured ones, those of plug-ins (entry points of group `tightrope.estimators`), simulated ones."""
-    return [*_MEASURED, *_plugged(), *profiles()]
+    """All devices: measured ones, those elsewhere whose tables were imported, plug-ins' (entry points of group
+    `tightrope.estimators`), simulated ones."""
+    return [*_MEASURED, *_imported(), *_plugged(), *profiles()]
 
 
 def summary(name: str) -> tuple[str, str]:
     """`measured`, `plug-in` or `simulated`, and what the device tells."""
-    kind = "measured" if name in _MEASURED else "plug-in" if name in _plugged() else "simulated"
+    kind = (
+        "measured" if name in _MEASURED else "imported" if name in _imported() else "plug-in" if name in _plugged() else "simulated"
+    )
     return kind, ", ".join(sorted(make(name).metrics))
 
 
@@ -40,6 +48,10 @@ def make(name: str, *, batch: int = 1) -> Device:
         module, _, attribute = where.partition(":")
         made: Device = getattr(importlib.import_module(module), attribute)(batch=batch)
         return made
+    if name in _imported():
+        from tightrope.estimators.measured.imported import Imported
+
+        return Imported(name, batch)
     if name not in profiles() and not (name.endswith((".yaml", ".yml")) and Path(name).exists()):
         raise DeviceError(f"there is no device {name!r}{nearest(name, names())}; there are {', '.join(names())}")
     return load_profile(name, batch=batch)

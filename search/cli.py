@@ -227,5 +227,91 @@ def show_device(name: str) -> None:
         console.print(f"  - {note}", highlight=False)
 
 
+@devices.command("probe")
+def probe_device(
+    config: Annotated[Path, typer.Argument(help="YAML file of a search: its model, space and batch size")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="file to write; without it, standard output")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Write the job that a device elsewhere times for a search: run it there with runner.py, then import the results."""
+    _logging(verbose)
+    from tightrope.estimators.measured import runner
+    from tightrope.estimators.measured.imported import keep_job
+    from tightrope.search import config as configs
+    from tightrope.search.session import probe_job
+    from tightrope.spaces.errors import ConfigError
+
+    chosen = configs.load(config)
+    if not chosen.model or not chosen.data:
+        raise ConfigError(f"{config}: model and data must be given, as module:function")
+    text = probe_job(chosen)
+    keep_job(text)
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        output.write_text(text, encoding="utf-8")
+    name = output or "job.jsonl"
+    typer.echo(
+        f"copy {name} and {runner.__file__} to the device and run there: python runner.py {name} results.csv\n"
+        "then here: tightrope devices import NAME results.csv", err=True,
+    )  # fmt: skip
+
+
+@devices.command("import")
+def import_device(
+    name: Annotated[str, typer.Argument(help="what the device is to be called")],
+    results: Annotated[Path, typer.Argument(help="the CSV file that runner.py wrote")],
+    job: Annotated[Path | None, typer.Option(help="the job that was run, if it was not written on this machine")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Make a latency table of what runner.py timed, and say how well it predicts nets that no fit saw."""
+    _logging(verbose)
+    from tightrope.estimators import registry
+    from tightrope.estimators.measured.imported import import_results
+    from tightrope.spaces.errors import DeviceError
+
+    if name in registry.names() and registry.summary(name)[0] != "imported":
+        raise DeviceError(f"{name!r} is a device of another kind already; take another name")
+    _report(name, import_results(name, results, job))
+
+
+@devices.command("check")
+def check_device(name: str, verbose: Verbose = False) -> None:
+    """How far a device can be believed: the error of its tables, the noise of this machine, or what its profile is from."""
+    _logging(verbose)
+    from rich.console import Console
+
+    from tightrope.estimators import registry
+
+    kind, _ = registry.summary(name)
+    console = Console()
+    if kind == "imported":
+        from tightrope.estimators.measured.imported import reports
+
+        for report in reports(name):
+            _report(name, report)
+    elif kind == "measured":
+        from tightrope.estimators.measured.sampling import floor
+
+        found = floor()
+        console.print(f"{name}: noise floor of this machine {100 * found:.1f} %; below 3 % is good", highlight=False)
+    else:
+        device: Any = registry.make(name)
+        console.print("\n".join([f"{name}:", *(f"  - {note}" for note in device.notes)]), highlight=False)
+
+
+def _report(name: str, report: Any) -> None:
+    from rich.console import Console
+
+    from tightrope.estimators.measured.imported import mape, within
+
+    Console().print(
+        f"{name}: {report.where}; {report.nodes} nodes timed\n"
+        f"  {len(report.left_out)} nets, each left out of the fit: mean error {mape(report.left_out):.1f} %\n"
+        f"  {len(report.held_out)} mixed nets that no fit saw: mean error {mape(report.held_out):.1f} %, "
+        f"{within(report.held_out):.0f} % within 10 %", highlight=False,
+    )  # fmt: skip
+
+
 if __name__ == "__main__":
     main()

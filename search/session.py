@@ -49,8 +49,12 @@ class Setting:
         return isinstance(self.device, Measured)
 
 
-def set_up(task: Task, config: Config, progress: Quiet | None = None) -> Setting:
-    """Trace and calibrate the model, make the device ready (its latency table is built at first use) and lay out the space."""
+def set_up(task: Task, config: Config, progress: Quiet | None = None, *, tables: bool = True) -> Setting:
+    """Trace and calibrate the model, make the device ready (its latency table is built at first use) and lay out the space.
+
+    Args:
+        tables: False leaves the device without its latency table, so that it costs nothing yet.
+    """
     from tightrope.compressors.export.skeleton import skeleton_of
     from tightrope.estimators.registry import make
     from tightrope.search.evaluate import Source
@@ -74,7 +78,7 @@ def set_up(task: Task, config: Config, progress: Quiet | None = None) -> Setting
         log.info("%s: %s", device.name, note)
     source = (KernelSource if device.name == "torch-cpu" else Source)(prepared, skeleton_of(prepared))
     ready: Any = getattr(device, "prepare", None)
-    if ready is not None:
+    if ready is not None and tables:
         progress.phase(f"latency table of {device.name}")
         ready(prepared.network, space, source, progress=progress.step)
     return Setting(config, task, prepared, source, device, space, progress)
@@ -279,6 +283,20 @@ def export_run(run_folder: Path, trial: int | None, form: str, output: Path | No
         tuned(module, task, config, progress, f"trial {trial}")
     progress.close()
     return export(module, target, device=config.device, batch=config.batch)
+
+
+def probe_job(config: Config) -> str:
+    """The probe job that covers the space of a search: `estimators.measured.job` says what it holds."""
+    from tightrope.estimators.measured import job
+    from tightrope.estimators.measured.base import mark_of
+    from tightrope.estimators.measured.ort import OrtCpu
+
+    device = OrtCpu(config.batch)
+    config = config.model_copy(update={"device": device.name})
+    setting = set_up(load(config.model, config.data, config.metric), config, tables=False)
+    network = setting.prepared.network
+    mark = mark_of(network, setting.space, config.batch, device.versions)
+    return "".join(job.write(network, setting.space, setting.source, device.encoder(network), mark, seed=config.seed))
 
 
 def estimate_run(run_folder: Path, policy: Path | None, trial: int | None, device: str | None) -> tuple[Any, Any, Any]:

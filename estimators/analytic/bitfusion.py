@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tightrope.estimators.analytic.block import Block, Figures, FloatArray, IntArray
+from tightrope.estimators.analytic.block import Block, Figures, FloatArray
 from tightrope.estimators.analytic.model import Model
+from tightrope.estimators.encode import IntArray
 from tightrope.spaces.errors import DeviceError
 
 _BATCH = 256  # variants searched at once: enough to amortise the calls of NumPy, few enough for the cache

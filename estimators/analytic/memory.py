@@ -4,9 +4,10 @@ from math import prod
 
 import numpy as np
 
-from tightrope.estimators.analytic.block import FloatArray, IntArray
+from tightrope.estimators.analytic.block import FloatArray
 from tightrope.estimators.analytic.operators import readers, sort_of
-from tightrope.spaces.network import Extent, Network
+from tightrope.estimators.encode import Extents, IntArray
+from tightrope.spaces.network import Network
 
 _INPUT = "input"
 
@@ -20,9 +21,9 @@ class Liveness:
     """
 
     def __init__(self, network: Network) -> None:
-        self._network = network
+        self._network, extents = network, Extents(network)
+        self._at, self._items = extents.at, extents.items
         self._layers = {layer.name: i for i, layer in enumerate(network.layers)}
-        self._groups = {group.name: i for i, group in enumerate(network.groups)}
         self._readers = readers(network)
         made = {op.name for op in network.ops}
         self._inputs = [name for name in self._readers if name not in made]
@@ -58,7 +59,9 @@ class Liveness:
         if not self._network.ops:
             peak = np.zeros(count)
             for i, layer in enumerate(self._network.layers):
-                items = self.at(layer.inputs, widths) * prod(layer.in_size) + self.at(layer.outputs, widths) * prod(layer.out_size)
+                items = self._at(layer.inputs, widths) * prod(layer.in_size) + self._at(layer.outputs, widths) * prod(
+                    layer.out_size
+                )
                 peak = np.maximum(peak, items * act_bits[:, i] / 8)
             return np.ceil(peak).astype(np.int64)
         size = self.sizes(widths, act_bits)
@@ -75,7 +78,7 @@ class Liveness:
     def sizes(self, widths: IntArray, act_bits: IntArray) -> dict[str, FloatArray]:
         """Bytes of every tensor of one example, views included, as `b`-dim arrays; the model's own inputs under their names."""
         bits = self._bits(act_bits)
-        size = {op.name: np.ceil(self.items(op.shape, widths) * bits[op.name] / 8) for op in self._network.ops}
+        size = {op.name: np.ceil(self._items(op.shape, widths) * bits[op.name] / 8) for op in self._network.ops}
         return size | {name: self._input(name, widths, bits[name]) for name in self._inputs}
 
     def _bits(self, act_bits: IntArray) -> dict[str, IntArray]:
@@ -94,20 +97,5 @@ class Liveness:
         reader = self._readers[name][0]
         if reader.kind == "layer":
             layer = self._network.layer(reader.layer)
-            return np.ceil(self.at(layer.inputs, widths) * prod(layer.in_size) * bits / 8)
-        return np.ceil(self.items(reader.shape, widths) * bits / 8)
-
-    def items(self, shape: tuple[Extent, ...], widths: IntArray) -> IntArray:
-        """Number of elements of a tensor of this shape, `b`-dim."""
-        found = np.full(len(widths), prod(extent.fixed for extent in shape if not extent.terms), np.int64)
-        for extent in shape:
-            if extent.terms:
-                found *= self.at(extent, widths)
-        return found
-
-    def at(self, extent: Extent, widths: IntArray) -> IntArray:
-        """An extent at the widths of each policy, `b`-dim."""
-        found = np.full(len(widths), extent.fixed, np.int64)
-        for group, repeat in extent.terms:
-            found += widths[:, self._groups[group]] * repeat
-        return found
+            return np.ceil(self._at(layer.inputs, widths) * prod(layer.in_size) * bits / 8)
+        return np.ceil(self._items(reader.shape, widths) * bits / 8)

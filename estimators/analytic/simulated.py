@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tightrope.estimators.analytic.block import FloatArray, IntArray
+from tightrope.estimators.analytic.block import FloatArray
 from tightrope.estimators.analytic.model import Model
 from tightrope.estimators.analytic.operators import uncosted
 from tightrope.estimators.analytic.profile import VERSION, Profile
-from tightrope.estimators.analytic.table import COLUMNS, Batch, Table
+from tightrope.estimators.analytic.table import COLUMNS, Table
+from tightrope.estimators.encode import Batch, IntArray
 from tightrope.spaces.cost import METRICS, Cost, UnitCost
 from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.network import Layer, Network
@@ -80,7 +81,7 @@ class Simulated:
                 self.pairs(layer)
             if len(self._tables) >= _TABLES:
                 self._tables.pop(next(iter(self._tables)))
-            self._tables[key] = Table(network, self.model, self.batch)
+            self._tables[key] = Table(network, self.name, self.model, self.batch)
         return self._tables[key]
 
     def _costs(self, table: Table, found: Batch, rows: list[FloatArray], between: list[FloatArray]) -> Iterator[Cost]:

@@ -10,9 +10,10 @@ from math import prod
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tightrope.estimators.analytic.block import Block, Figures, FloatArray, IntArray
+from tightrope.estimators.analytic.block import Block, Figures, FloatArray
 from tightrope.estimators.analytic.energy import mac_pj
 from tightrope.estimators.analytic.model import Model, Pair
+from tightrope.estimators.encode import IntArray
 from tightrope.spaces.errors import DeviceError
 
 

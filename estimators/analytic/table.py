@@ -1,48 +1,37 @@
 """Costs of many policies of one network: every distinct variant of a layer is costed once and then looked up."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from tightrope.estimators.analytic.block import Block, FloatArray, IntArray, blocks_of
+from tightrope.estimators.analytic.block import Block, FloatArray, blocks_of
 from tightrope.estimators.analytic.memory import Liveness
 from tightrope.estimators.analytic.model import Model, Traffic
 from tightrope.estimators.analytic.operators import fused, products, sort_of
-from tightrope.spaces.errors import DeviceError, PolicyError
+from tightrope.estimators.encode import FORMS, Batch, Encoder, Extents, IntArray
+from tightrope.spaces.errors import PolicyError
 from tightrope.spaces.network import Extent, Network
-from tightrope.spaces.policy import BITS, DENSE, Policy
+from tightrope.spaces.policy import BITS
 from tightrope.spaces.unit import Unit
 
 COLUMNS = ("compute_ms", "memory_ms", "stall_ms", "overhead_ms", "energy_mj", "size_bytes", "macs")
 PARTS = 3  # a layer becomes at most three units
 _MOST = 1 << 16  # variants of a layer remembered: 11 MB
-_FORMS = ("", "svd", "spatial", "tucker")
 _FIELDS = ((8, "bits"), (8, "bits"), (4, "form"), (1 << 15, "rank"), (1 << 20, "inputs"), (1 << 20, "outputs"))  # of a code
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """`b` policies as arrays: group widths `b x G`; weight bits, activation bits, ranks and forms `b x L`."""
-
-    widths: IntArray
-    weight_bits: IntArray
-    act_bits: IntArray
-    ranks: IntArray
-    forms: IntArray
 
 
 class Table:
     """Everything that a model says of one network at one batch size, remembered."""
 
-    def __init__(self, network: Network, model: Model, batch: int) -> None:
+    def __init__(self, network: Network, name: str, model: Model, batch: int) -> None:
         self.network, self._model, self._batch = network, model, batch
+        self.encode = Encoder(network, name, {x.name: frozenset(model.pairs(x.kind)) for x in network.layers})
         self._group_at = {g.name: i for i, g in enumerate(network.groups)}
         self._layer_at = {x.name: i for i, x in enumerate(network.layers)}
-        self._dense = np.array([g.width for g in network.groups], np.int64)
-        self._offered = [set(model.pairs(x.kind)) for x in network.layers]
         self._liveness = Liveness(network)
+        extents = Extents(network)
+        self._at, self._items = extents.at, extents.items
         self._products = products(network)
         self.between = [
             op for op in network.ops if sort_of(op) in ("unary", "elementwise", "reduce") and op.name not in fused(network)
@@ -52,38 +41,6 @@ class Table:
         self._inputs = self._matrix([x.inputs for x in network.layers])
         self._outputs = self._matrix([x.outputs for x in network.layers])
 
-    def encode(self, policies: Sequence[Policy]) -> Batch:
-        """Policies as arrays, checked as far as it is cheap: network, names, widths and bit pairs."""
-        fingerprint, groups, layers = self.network.fingerprint, self._group_at, self._layer_at
-        widths = np.tile(self._dense, (len(policies), 1))
-        choices = np.tile(np.array([DENSE.weight_bits, DENSE.act_bits, 0, 0], np.int64), (len(policies), len(layers), 1))
-        try:
-            if any(p.network != fingerprint for p in policies):
-                raise KeyError
-            kept = [(i, groups[g], w) for i, p in enumerate(policies) for g, w in p.widths]
-            form = {name: i for i, name in enumerate(_FORMS)}
-            done = [
-                (i, layers[x], c.weight_bits, c.act_bits, c.rank or 0, form[c.form])
-                for i, p in enumerate(policies)
-                for x, c in p.choices
-            ]
-        except KeyError:
-            for policy in policies:
-                policy.check(self.network)
-            raise
-        if kept:
-            row, column, value = np.array(kept, np.int64).T
-            widths[row, column] = value
-            if (widths < 1).any() or (widths > self._dense).any():
-                for policy in policies:
-                    policy.check(self.network)
-        if done:
-            table = np.array(done, np.int64)
-            choices[table[:, 0], table[:, 1]] = table[:, 2:]
-        found = Batch(widths, *np.moveaxis(choices, 2, 0))
-        self._check_pairs(found)
-        return found
-
     def rows(self, found: Batch) -> list[FloatArray]:
         """For each layer, then each product of activations, a `b x 3 x 7` array of `COLUMNS` by unit."""
         codes = _join(
@@ -92,8 +49,8 @@ class Table:
         )  # fmt: skip
         answers = [self._memos[i].look(codes[:, i], partial(self._layer, i)) for i in range(len(self._layer_at))]
         for i, product in enumerate(self._products, len(self._layer_at)):
-            m, k, n = (self._liveness.at(extent, found.widths) for extent in (product.m, product.k, product.n))
-            calls = self._liveness.items(product.calls, found.widths)
+            m, k, n = (self._at(extent, found.widths) for extent in (product.m, product.k, product.n))
+            calls = self._items(product.calls, found.widths)
             eight = np.full(len(m), BITS.index(8))
             one = self._memos[i].look(_join(eight, eight, 0 * m, m, k, n), partial(self._product, i))
             answers.append(one * np.reshape(calls, (-1, 1, 1)))
@@ -106,7 +63,7 @@ class Table:
         sizes, answers = self._liveness.sizes(found.widths, found.act_bits), []
         for op in self.between:
             read = sum((sizes[name] for name in op.inputs), start=np.zeros(len(found.widths)))
-            items = self._liveness.items(op.shape, found.widths).astype(np.float64)
+            items = self._items(op.shape, found.widths).astype(np.float64)
             traffic = Traffic(sort_of(op), read * self._batch, sizes[op.name] * self._batch, items * self._batch)
             f = self._model.operator(traffic)
             nothing = np.zeros(len(items))
@@ -117,7 +74,7 @@ class Table:
         """Bytes of the parameters outside of layers, at 32 bits."""
         total = np.zeros(len(found.widths), np.int64)
         for parameter in self.network.parameters:
-            total += 4 * self._liveness.items(parameter.shape, found.widths)
+            total += 4 * self._items(parameter.shape, found.widths)
         return total
 
     def peak_ram_bytes(self, found: Batch) -> IntArray:
@@ -130,7 +87,7 @@ class Table:
         for f in np.unique(form).tolist():
             same = form == f
             blocks = blocks_of(
-                layer, _FORMS[f], self.network.widths, inputs[same], outputs[same], rank[same], bits[weight[same]], bits[act[same]],
+                layer, FORMS[f], self.network.widths, inputs[same], outputs[same], rank[same], bits[weight[same]], bits[act[same]],
                 first=at == 0, last=at == len(self._layer_at) - 1,
             )  # fmt: skip
             for part, block in enumerate(blocks):
@@ -157,18 +114,6 @@ class Table:
         f = self._model.cost(block, self._batch)
         macs = block.macs * self._batch
         return np.stack([f.compute_ms, f.memory_ms, f.stall_ms, f.overhead_ms, f.energy_mj, block.size_bytes, macs], axis=1)
-
-    def _check_pairs(self, found: Batch) -> None:
-        codes = found.weight_bits * 64 + found.act_bits
-        for i, layer in enumerate(self.network.layers):
-            for code in np.unique(codes[:, i]).tolist():
-                pair = divmod(code, 64)
-                if pair not in self._offered[i]:
-                    offered = sorted(self._offered[i])
-                    raise DeviceError(
-                        f"weights of {pair[0]} and activations of {pair[1]} bits at layer {layer.name!r} are not executed; "
-                        f"the device offers {len(offered)} pairs from {offered[0]} to {offered[-1]}"
-                    )
 
     def _matrix(self, extents: Sequence[Extent]) -> tuple[IntArray, IntArray]:
         matrix = np.zeros((len(self._group_at), len(extents)), np.int64)

@@ -3,24 +3,28 @@
 import fcntl
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from tightrope.estimators.cache import cache_folder
+from tightrope.estimators.encode import Encoder
 from tightrope.estimators.measured.clock import Float
 from tightrope.estimators.measured.fitted import Fitted, Progress, Runtime
+from tightrope.estimators.measured.weights import Weights
 from tightrope.spaces.cost import Cost, UnitCost
 from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.network import Layer, Network
 from tightrope.spaces.policy import Policy
 from tightrope.spaces.space import Space
-from tightrope.spaces.unit import macs, size_bytes
+
+MOST = 4096  # policies at once
 
 
 class Measured:
@@ -31,17 +35,17 @@ class Measured:
     (`versions`).
     """
 
-    name: ClassVar[str]
+    name: str
     versions: ClassVar[Mapping[str, Any]]
     simulated = False
-    metrics = frozenset({"latency_ms", "size_bytes", "macs"})
+    metrics = frozenset({"latency_ms", "energy_mj", "size_bytes", "macs"})
     notes: tuple[str, ...] = ()
 
     def __init__(self, batch: int = 1) -> None:
         if batch < 1:
             raise DeviceError(f"the batch must be at least 1, got {batch}")
         self.batch = batch
-        self._fitted: dict[str, Fitted] = {}
+        self._known: dict[str, Known] = {}
 
     def pairs(self, layer: Layer) -> Sequence[tuple[int, int]]:
         """Bits of weights and activations that a layer can have."""
@@ -69,64 +73,100 @@ class Measured:
             DeviceError: the runtime cannot run the network, or the cached table is damaged.
         """
         mark = fingerprint(network, space, self.batch, self.depends(source))
-        digest = hashlib.sha256(json.dumps(mark, sort_keys=True).encode()).hexdigest()[:16]
-        path = (cache if cache is not None else cache_folder()) / self.name / f"{digest}.jsonl"
+        path = (cache if cache is not None else cache_folder()) / self.name / f"{digest(mark)}.jsonl"
         with alone(path):
-            self._fitted[network.fingerprint] = Fitted(network, space, self.runtime(network, source), path, mark, progress, seed)
+            self.open(network, space, source, path, mark, progress, seed)
 
-    def fitted(self, network: Network, policies: Sequence[Policy]) -> Fitted:
-        """The table of a network, for policies that are checked to be of it and of bits that are executed.
+    def open(
+        self, network: Network, space: Space, source: Any, path: Path, mark: Mapping[str, Any], progress: Progress | None = None,
+        seed: int = 0, *, here: bool = True,
+    ) -> Fitted:  # fmt: skip
+        """Make the device ready with the table at `path`; `here` says that it is of this machine, which fills it where it must."""
+        encode = self.encoder(network)
+        fitted = Fitted(network, encode, space, lambda: self.runtime(network, source), path, mark, progress, seed, here=here)
+        self._known[network.fingerprint] = Known(
+            fitted, self.weigh(network), encode, f"one thread of {mark['processor']}, CPU time"
+        )
+        return fitted
+
+    def encoder(self, network: Network) -> Encoder:
+        """What turns policies of a network into arrays."""
+        return Encoder(network, self.name, {layer.name: frozenset(self.pairs(layer)) for layer in network.layers})
+
+    def weigh(self, network: Network) -> Weights:
+        """What counts the bytes of what is exported."""
+        return Weights(network, self.batch, onnx=False)
+
+    def known(self, network: Network) -> "Known":
+        """What is known of a network.
 
         Raises:
-            PolicyError: a policy is for another network.
-            DeviceError: the device is not prepared for the network, or does not execute a layer's bits.
+            DeviceError: a layer of it is unknown, or the device is not prepared for it.
         """
-        pairs = {layer.name: frozenset(self.pairs(layer)) for layer in network.layers}
-        found = self._fitted.get(network.fingerprint)
+        found = self._known.get(network.fingerprint)
         if found is None:
+            for layer in network.layers:
+                self.pairs(layer)
             raise DeviceError(
                 f"the device must be prepared for network {network.fingerprint} before it can cost its policies, and is prepared "
-                f"for {len(self._fitted)} others; call prepare(network, space, source)"
+                f"for {len(self._known)} others; call prepare(network, space, source)"
             )
-        for policy in policies:
-            policy.check(network)
-            for name, choice in policy.choices:
-                if (choice.weight_bits, choice.act_bits) not in pairs[name]:
-                    raise DeviceError(
-                        f"device {self.name!r} executes {sorted(pairs[name])} bits of weights and activations for layer {name!r}, "
-                        f"got {(choice.weight_bits, choice.act_bits)}"
-                    )
         return found
 
     def estimate(self, network: Network, policy: Policy) -> Cost:
         """What a policy costs, with the share of each node."""
-        fitted = self.fitted(network, [policy])
+        policy.check(network)
+        cost, fitted = self.estimate_many(network, [policy])[0], self.known(network).fitted
         scale, each = fitted.weights.tolist()
         units = []
         for index, ((key, layer), time) in enumerate(zip(fitted.lowered(policy), fitted.times(policy), strict=True)):
             kind = key[0].partition("{")[0]
             units.append(UnitCost(f"{kind}_{index}", layer, kind, scale * time + each, overhead_ms=each))
-        return self._cost(fitted, policy, tuple(units))
+        return replace(cost, units=tuple(units))
 
     def estimate_many(self, network: Network, policies: Sequence[Policy]) -> list[Cost]:
-        """The same for many policies at once, without the breakdown by node."""
-        fitted = self.fitted(network, policies)
-        return [self._cost(fitted, policy, ()) for policy in policies]
+        """The same for many policies at once, without the breakdown by node.
 
-    def _cost(self, fitted: Fitted, policy: Policy, units: tuple[UnitCost, ...]) -> Cost:
-        latency = float(np.dot(fitted.weights, fitted.features(policy)))
-        told = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        spread, error = min(fitted.spread, 0.9), float(np.mean(np.abs(fitted.errors)))
-        return Cost(
-            latency, size_bytes(fitted.network, policy), macs(fitted.network, policy) * self.batch, units=units,
-            interval_ms=(latency * (1 - spread), latency * (1 + spread)),
-            provenance=f"{self.name}: {told}, {processor()}, one thread, batch {self.batch}, "
-            f"CPU time, node table with {len(fitted.errors)} nets fitted to {100 * error:.1f} %",
+        Raises:
+            PolicyError: a policy is for another network.
+            DeviceError: the device is not prepared for the network or the policies' space, or does not execute a layer's bits.
+        """
+        known = self.known(network)
+        costs: list[Cost] = []
+        for start in range(0, len(policies), MOST):
+            costs += self._costs(known, policies[start : start + MOST])
+        return costs
+
+    def _costs(self, known: "Known", policies: Sequence[Policy]) -> Iterator[Cost]:
+        batch, fitted = known.encode(policies), known.fitted
+        latency = fitted.latency(policies, batch)
+        held = known.weights(batch)
+        low, high = latency * (1 - min(fitted.spread, 0.9)), latency * (1 + fitted.spread)
+        told = ", ".join(f"{name} {fitted.table.fingerprint.get(name)}" for name in self.versions)
+        provenance = (
+            f"{self.name}: {told}, {known.where}, batch {self.batch}, node table with {len(fitted.errors)} nets fitted to "
+            f"{100 * float(np.mean(np.abs(fitted.errors))):.1f} %; energy modelled from multiply-accumulates and bytes"
+        )
+        rows = zip(
+            latency.tolist(), held.size_bytes.tolist(), (held.macs * self.batch).tolist(),
+            (held.energy_pj * self.batch * 1e-9).tolist(), low.tolist(), high.tolist(), strict=True,
         )  # fmt: skip
+        for ms, size, macs, energy, least, most in rows:
+            yield Cost(ms, size, macs, energy, None, (least, most), False, False, provenance)
 
     def timed(self, network: Network, policies: Sequence[Policy]) -> tuple[Float, float]:
         """Build the graphs of policies and time them: milliseconds on the table's scale, and the noise floor of the run."""
-        return self.fitted(network, policies).timed(policies)
+        return self.known(network).fitted.timed(policies)
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What a device knows of a network that it is prepared for; `where` names the machine and the clock."""
+
+    fitted: Fitted
+    weights: Weights
+    encode: Encoder
+    where: str
 
 
 @contextmanager
@@ -138,16 +178,23 @@ def alone(path: Path) -> Iterator[None]:
         yield
 
 
-def fingerprint(network: Network, space: Space, batch: int, versions: Mapping[str, Any]) -> dict[str, Any]:
-    """All that a table depends on: machine, runtime, threads, batch, network and space."""
+def mark_of(network: Network, space: Space, batch: int, versions: Mapping[str, Any]) -> dict[str, Any]:
+    """What a table depends on, but for the machine: runtime, threads, batch, network and space."""
     choices = [
         {g: [*w] for g, w in space.widths.items()}, {x: [*r] for x, r in space.ranks.items()}, dict(space.forms),
         {x: [[*p] for p in pairs] for x, pairs in space.pairs.items()},
     ]  # fmt: skip
-    digest = hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()[:16]
-    return {
-        "processor": processor(), **versions, "threads": 1, "batch": batch, "network": network.fingerprint, "space": digest,
-    }  # fmt: skip
+    return {**versions, "threads": 1, "batch": batch, "network": network.fingerprint, "space": digest(choices)}
+
+
+def fingerprint(network: Network, space: Space, batch: int, versions: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a table of this machine depends on."""
+    return {"processor": processor()} | mark_of(network, space, batch, versions)
+
+
+def digest(value: Any) -> str:
+    """Sixteen hexadecimal digits that tell a JSON value from any other."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @cache
@@ -160,8 +207,3 @@ def processor() -> str:
     fields = dict(line.split(":", 1) for line in text.partition("\n\n")[0].splitlines() if ":" in line)
     known = {name.strip(): value.strip() for name, value in fields.items()}
     return " ".join(known.get(k, "") for k in ("model name", "cpu family", "model", "stepping")).strip() or platform.machine()
-
-
-def cache_folder() -> Path:
-    """Where tables are kept: `$TIGHTROPE_CACHE`, or `~/.cache/tightrope`."""
-    return Path(os.environ.get("TIGHTROPE_CACHE") or Path.home() / ".cache" / "tightrope")

@@ -6,6 +6,7 @@ output channels in steps of 16 and larger blocks, so along that axis every step 
 Elsewhere sizes that 16 or 8 or 4 divides run faster than others, so that they are read among their like.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,16 @@ from itertools import product
 from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 STEP = 16
+MOST_AXES = 2  # of a product grid
 MOST_STEPS, PAIRED, ALONE, SCATTERED = 9, 3, 12, 24
 """Most values of an axis: of output channels, of each like beside another axis, of each like alone; nodes of other families."""
 Sizes = tuple[int, ...]
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 def output_column(family: str) -> int | None:
@@ -51,6 +56,7 @@ class Axis:
     values: tuple[int, ...]
 
     def at(self, sizes: Sizes) -> int:
+        """The size of a node along the axis, as it counts."""
         return rounded(sizes[self.column]) if self.steps else sizes[self.column]
 
     def around(self, size: int) -> tuple[int, ...]:
@@ -77,7 +83,7 @@ def design(family: str, met: Iterable[Sizes]) -> Design:
         if len(set(columns[column])) > 1 and not any(_follows(columns[column], columns[f]) for f in free):
             free.append(column)
     axes = tuple(_axis(family, c, c == out, columns[c], len(free)) for c in sorted(free))
-    if len(axes) > 2:
+    if len(axes) > MOST_AXES:
         order = sorted(seen, key=prod)
         chosen = {order[i] for i in np.linspace(0, len(order) - 1, SCATTERED).astype(int)}
         return Design(axes, tuple(sorted(chosen)))
@@ -126,36 +132,50 @@ def _spread(values: Sequence[int], most: int) -> tuple[int, ...]:
     return tuple(values[i] for i in sorted(set(np.linspace(0, len(values) - 1, most).round().astype(int).tolist())))
 
 
-class Untimed(Exception):
-    """A node that was not timed, and that no timed ones enclose."""
-
-
-def interpolate(axes: tuple[Axis, ...], known: Mapping[Sizes, float], sizes: Sizes) -> float:
-    """The time at `sizes`, multilinearly between the timed points of a product grid.
+class Grid:
+    """Times on a product grid, read between its points multilinearly.
 
     Args:
         known: times by the values at the axes.
-
-    Raises:
-        Untimed: a size lies beyond the grid, or the grid is not whole.
     """
-    corners: list[list[tuple[int, float]]] = []
-    for axis in axes:
-        at = axis.at(sizes)
-        if not axis.values[0] <= at <= axis.values[-1]:
-            raise Untimed(f"size {at} must lie in [{axis.values[0]}, {axis.values[-1]}]")
-        values = axis.values if axis.steps else axis.around(at)
-        above = bisect_left(values, at)
-        if values[above] == at:
-            corners.append([(at, 1.0)])
-        else:
-            low, high = values[above - 1], values[above]
-            share = (at - low) / (high - low)
+
+    def __init__(self, axes: tuple[Axis, ...], known: Mapping[Sizes, float]) -> None:
+        self.axes = axes
+        self._times = np.full([len(axis.values) for axis in axes], np.nan)
+        for point, time in known.items():
+            self._times[tuple(axis.values.index(v) for axis, v in zip(axes, point, strict=True))] = time
+        self._between: list[dict[int, tuple[int, int, float]]] = [{} for _ in axes]
+
+    def at(self, sizes: Ints) -> Floats:
+        """The times at `n x k` sizes; NaN beyond the grid, or where points of it were not timed."""
+        corners: list[list[tuple[Ints, Floats]]] = []
+        for axis, between in zip(self.axes, self._between, strict=True):
+            found, inverse = np.unique(sizes[:, axis.column], return_inverse=True)
+            places = [between.get(size) or between.setdefault(size, _between(axis, size)) for size in found.tolist()]
+            low, high, share = (np.array(column)[inverse] for column in zip(*places, strict=True))
             corners.append([(low, 1 - share), (high, share)])
-    try:
-        return sum(prod(w for _, w in corner) * known[tuple(v for v, _ in corner)] for corner in product(*corners))
-    except KeyError as error:
-        raise Untimed(f"sizes {error} were not timed") from None
+        total = np.zeros(len(sizes))
+        for corner in product(*corners):
+            share = np.ones(len(sizes))
+            for _, s in corner:
+                share = share * s
+            time = self._times[tuple(place for place, _ in corner)] if corner else self._times[()]
+            total = total + np.where(share == 0, 0.0, share * time)
+        return total
+
+
+def _between(axis: Axis, size: int) -> tuple[int, int, float]:
+    """Places of the timed values around a size, and the share of the upper one; beyond the axis, NaN."""
+    at = rounded(size) if axis.steps else size
+    if not axis.values[0] <= at <= axis.values[-1]:
+        return 0, 0, math.nan
+    values = axis.values if axis.steps else axis.around(at)
+    above = bisect_left(values, at)
+    high = axis.values.index(values[above])
+    if values[above] == at:
+        return high, high, 0.0
+    low = values[above - 1]
+    return axis.values.index(low), high, (at - low) / (values[above] - low)
 
 
 def fit_sum(known: Mapping[Sizes, float]) -> tuple[float, ...]:
@@ -167,9 +187,12 @@ def fit_sum(known: Mapping[Sizes, float]) -> tuple[float, ...]:
     return tuple((weights / scale).tolist())
 
 
-def evaluate(weights: tuple[float, ...], sizes: Sizes) -> float:
-    """The fitted sum at `sizes`."""
-    return float(np.dot(weights, _features(sizes)))
+def evaluate(weights: tuple[float, ...], sizes: Ints) -> Floats:
+    """The fitted sum at `n x k` sizes."""
+    total: Floats = np.full(len(sizes), weights[0]) + weights[-1] * sizes.astype(np.float64).prod(axis=1)
+    for weight, column in zip(weights[1:-1], sizes.T, strict=True):
+        total = total + weight * column
+    return total
 
 
 def _features(sizes: Sizes) -> list[float]:

@@ -4,7 +4,7 @@ Floating-point convolutions run in blocks of 16 channels, integer ones with chan
 Runtime's own do (`nchwc_transformer.cc`, `nhwc_transformer.cc` and the transpose optimiser of version 1.32).
 """
 
-from tightrope.estimators.measured.nodes import Node, Tensor
+from tightrope.estimators.measured.nodes import Node, Tensor, up
 
 BLOCK = 16
 DOMAIN = "com.microsoft.nchwc:"
@@ -13,7 +13,7 @@ _CONVOLUTIONS = frozenset({"Conv", "com.microsoft:FusedConv"})
 
 def padded(channels: int) -> int:
     """Channels rounded up to whole blocks."""
-    return type(channels)(-(-channels // BLOCK) * BLOCK)
+    return up(channels, BLOCK)
 
 
 class _Blocked:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tightrope.estimators.measured.layouts import block_layouts, channels_last
-from tightrope.estimators.measured.nodes import Node, Tensor, Wide
+from tightrope.estimators.measured.nodes import Node, Tensor, Wide, product, share, up
 from tightrope.estimators.measured.plan import Call, Constant, Op, Plan, Region
 from tightrope.spaces.network import Network
 from tightrope.spaces.points import points
@@ -31,6 +31,7 @@ ACTIVATIONS = {
 }  # fmt: skip
 """Activations that it fuses into a floating-point convolution, with parameters that stand for any."""
 GEMM_ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "Elu", "Softplus"})
+INPUT = "input"  # what nodes that change the network's input belong to
 FLOATING, SHIELDED = "floating", "shielded"
 """Marks of layers in floating point, and of ones that read codes and write codes (see `shielded` in the exporter)."""
 PANEL, BLOCK = 16, 32
@@ -64,9 +65,14 @@ class Lowering:
             self.reads[name] = self.reads.get(name, 0) + 1
 
     def nodes(self, policy: Policy) -> list[Node]:
-        """The nodes of the optimised graph."""
-        nodes = _Graph(self, policy).run()
-        return channels_last(block_layouts(fuse_activations(decode(nodes))))
+        """The nodes of the optimised graph; those that change layout or precision belong to whatever made what they read."""
+        nodes = channels_last(block_layouts(fuse_activations(decode(_Graph(self, policy).run()))))
+        for node in nodes:
+            source: Node | None = node
+            while source is not None and not source.layer:
+                source = source.ins[0].maker if source.ins else None
+            node.layer = source.layer if source is not None else INPUT
+        return nodes
 
 
 class _Graph:
@@ -219,7 +225,8 @@ class _Graph:
         for unit in units:
             if unit.weight_bits <= 8 and unit.act_bits <= 8:
                 value = self.quantised(value)
-            made, read = out[channel] if unit.part == len(units) - 1 else Wide(unit.out_channels), value.shape[channel]
+            inner = Wide(unit.out_channels, ("inner", unit.layer, unit.part))
+            made, read = out[channel] if unit.part == len(units) - 1 else inner, value.shape[channel]
             if layer.kind != "linear":
                 value = self.convolution(unit, value, read, made)
             elif unit.weight_bits < 32 and unit.act_bits == 32:
@@ -230,7 +237,7 @@ class _Graph:
         self.hold(call.made)
 
     def gemm(self, unit: Unit, value: _Value, read: int, shape: tuple[int, ...]) -> _Value:
-        rows = shape[0] if len(shape) == 2 else _product(shape[:-1])
+        rows = shape[0] if len(shape) == 2 else product(shape[:-1])
         x, made = self.form(value, (rows, read)), Tensor((rows, shape[-1]))
         bias = (("f", (shape[-1],), None),) if unit.bias else ()
         constants = (None, ("f", (shape[-1], read), None), *bias)
@@ -240,9 +247,9 @@ class _Graph:
 
     def weight_only(self, unit: Unit, value: _Value, read: int, shape: tuple[int, ...], last: bool) -> _Value:
         lead, out = shape[:-1], shape[-1]
-        n = type(out)(-(-out // PANEL) * PANEL) if _product(lead) > 1 else out
+        n = up(out, PANEL) if product(lead) > 1 else out
         x, made = self.form(value, value.shape), Tensor((*lead, n))
-        blocks = type(read)(-(-read // BLOCK))
+        blocks = share(up(read, BLOCK), BLOCK)
         bias = ("", "", ("f", (n,), None)) if unit.bias else ()
         constants = (None, ("u", (n, blocks, BLOCK * unit.weight_bits // 8), None), ("f", (n, blocks), None), *bias)
         attributes = (("K", read), ("N", n), ("bits", unit.weight_bits), ("block_size", BLOCK))
@@ -258,7 +265,7 @@ class _Graph:
         size = [(x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
         tensor = Tensor((x.shape[0], made, *size))
         groups = read if unit.kind == "depthwise" else unit.groups
-        each = 1 if unit.kind == "depthwise" else type(read)(read // groups)
+        each = 1 if unit.kind == "depthwise" else share(read, groups)
         bias = (("f", (made,), None),) if unit.bias else ()
         attributes = (
             ("dilations", dilation), ("group", groups), ("kernel_shape", kernel), ("pads", padding + padding), ("strides", stride),
@@ -267,13 +274,6 @@ class _Graph:
         raw = FLOATING if unit.weight_bits == 32 else ""
         self.nodes.append(Node("Conv", [x], [tensor], attributes, constants, unit.layer, None, raw))
         return _Value({(False, tensor.shape): tensor}, tensor.shape)
-
-
-def _product(shape: Sequence[int]) -> int:
-    found = 1
-    for size in shape:
-        found *= size
-    return Wide(found) if any(type(s) is Wide for s in shape) else found
 
 
 def moves(region: Region) -> bool:

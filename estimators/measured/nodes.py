@@ -8,6 +8,7 @@ second `=` where they matter. So a family and sizes are all that is needed to ma
 
 import re
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,38 @@ LETTERS = {np.dtype(kind).name: letter for letter, (_, kind) in _TYPES.items()}
 _FAMILY = re.compile(r"(?:(?P<domain>[\w.]+):)?(?P<kind>\w+)\{(?P<attributes>[^}]*)\}\((?P<inputs>[^)]*)\)->(?P<outputs>.*)")
 
 
+Form = tuple[Any, ...]
+"""How a size follows a policy: `("width", factor, fixed, terms)` of an extent, `("inner", layer, part)` of a low-rank layer,
+`("up", form, step)`, `("share", form, by)`, or `("product", forms or whole numbers)`."""
+
+
 class Wide(int):
-    """A size that follows the policy."""
+    """A size that follows the policy, as `form` says."""
+
+    form: Form
+
+    def __new__(cls, value: int, form: Form) -> "Wide":
+        made = super().__new__(cls, value)
+        made.form = form
+        return made
+
+
+def up(size: int, step: int) -> int:
+    """A size rounded up to whole steps."""
+    found = -(-size // step) * step
+    return Wide(found, ("up", size.form, step)) if isinstance(size, Wide) else found
+
+
+def share(size: int, by: int) -> int:
+    """A size divided, rounded down."""
+    return Wide(size // by, ("share", size.form, by)) if isinstance(size, Wide) else size // by
+
+
+def product(shape: Sequence[int]) -> int:
+    """The product of sizes."""
+    if not any(isinstance(size, Wide) for size in shape):
+        return prod(shape)
+    return Wide(prod(shape), ("product", tuple([size.form if isinstance(size, Wide) else size for size in shape])))
 
 
 class Tensor:
@@ -93,7 +124,7 @@ def text(shape: Sequence[int], sizes: list[int]) -> str:
     parts = []
     for size in shape:
         if type(size) is Wide:
-            sizes.append(int(size))
+            sizes.append(size)
             parts.append("*")
         else:
             parts.append(str(size))
@@ -102,6 +133,12 @@ def text(shape: Sequence[int], sizes: list[int]) -> str:
 
 def key(node: Node) -> Key:
     """Family and sizes of a node."""
+    family, sizes = written(node)
+    return family, tuple([int(size) for size in sizes])
+
+
+def written(node: Node) -> tuple[str, list[int]]:
+    """Family and sizes of a node, these as the `Wide` ones that they are."""
     sizes: list[int] = []
     attributes = ";".join([f"{name}={_written(value, sizes)}" for name, value in node.attributes])
     pending = iter(node.ins)
@@ -118,7 +155,7 @@ def key(node: Node) -> Key:
             inputs.append(given if values is None else f"{given}={values if isinstance(values, str) else text(values, sizes)}")
     inputs += [t.type + ":" + text(t.shape, sizes) for t in pending]
     outputs = ";".join(t.type + ":" + text(t.shape, sizes) for t in node.outs)
-    return f"{node.kind}{{{attributes}}}({';'.join(inputs)})->{outputs}", tuple(sizes)
+    return f"{node.kind}{{{attributes}}}({';'.join(inputs)})->{outputs}", sizes
 
 
 def _written(value: Any, sizes: list[int]) -> str:

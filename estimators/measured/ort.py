@@ -12,13 +12,15 @@ from tightrope.estimators.measured.base import Measured
 from tightrope.estimators.measured.clock import Runner, Timed
 from tightrope.estimators.measured.lowering import Lowering
 from tightrope.estimators.measured.nodes import Key, Node, key
+from tightrope.estimators.measured.patterns import Told, told
 from tightrope.estimators.measured.plan import make
 from tightrope.estimators.measured.sampling import steady_nodes
+from tightrope.estimators.measured.weights import Weights
 from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.network import Layer, Network
 from tightrope.spaces.policy import Policy
 
-LOWERING = 3  # counts up when the exporter or the lowering changes, so that nets timed before are not compared with those after
+LOWERING = 4  # counts up when the exporter or the lowering changes, so that nets timed before are not compared with those after
 
 
 class Source(Protocol):
@@ -43,6 +45,10 @@ class OrtRuntime:
     def lowered(self, policy: Policy) -> list[tuple[Key, str]]:
         return [(key(node), node.layer) for node in self.lowering.nodes(policy)]
 
+    def told(self, policy: Policy) -> tuple[list[tuple[Key, str]], Told | None]:
+        nodes = self.lowering.nodes(policy)
+        return [(key(node), node.layer) for node in nodes], told(nodes)
+
     def unit(self, key: Key) -> tuple[Timed, int]:
         data = one_node.model(*key).SerializeToString()
         return Runner(data, optimise=False), len(data)
@@ -63,7 +69,7 @@ class OrtCpu(Measured):
 
     name = "ort-cpu"
     versions = MappingProxyType({"onnxruntime": onnxruntime.__version__, "lowering": LOWERING})
-    notes = (
+    notes: tuple[str, ...] = (
         "2-, 3-, 5-, 6- and 7-bit weights are dropped: ONNX Runtime runs 8-bit integers, or 4-bit weights of linear layers",
         "activations below 8 bits are dropped: they run as 8-bit integers and save nothing",
         "4-bit weights of convolutions are dropped: there is no operator for them",
@@ -75,11 +81,15 @@ class OrtCpu(Measured):
             raise DeviceError(f"layer {layer.name!r} is of kind {layer.kind!r}, which device {self.name!r} does not know")
         return ((32, 32), (8, 8), (4, 32)) if layer.kind == "linear" else ((32, 32), (8, 8))
 
+    def weigh(self, network: Network) -> Weights:
+        return Weights(network, self.batch, onnx=True)
+
     def runtime(self, network: Network, source: Source) -> OrtRuntime:
         return OrtRuntime(network, source, self.batch)
 
     def nodes(self, network: Network, policy: Policy) -> list[Node]:
         """The nodes that ONNX Runtime is predicted to run for a policy."""
-        runtime = self.fitted(network, [policy]).runtime
+        policy.check(network)
+        runtime = self.known(network).fitted.runtime
         assert isinstance(runtime, OrtRuntime)
         return runtime.lowering.nodes(policy)

@@ -91,7 +91,10 @@ class Plan:
 
     def sizes(self, widths: Mapping[str, int]) -> list[int]:
         """The size of every slot at these widths."""
-        return [Wide(factor * e.at(widths)) if e.terms else factor * e.fixed for factor, e in self.slots]
+        return [
+            Wide(factor * e.at(widths), ("width", factor, e.fixed, e.terms)) if e.terms else factor * e.fixed
+            for factor, e in self.slots
+        ]
 
 
 def make(network: Network, skeletons: Skeletons, batch: int) -> Plan:

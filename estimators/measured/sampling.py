@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tightrope.estimators.measured import nodes as one_node
-from tightrope.estimators.measured.clock import Float, Runner, Timed, low_quartile, time_rounds
+from tightrope.estimators.measured.clock import Float, Runner, Timed, low_quartile, noise_floor, time_rounds
 from tightrope.spaces.policy import Policy
 from tightrope.spaces.space import Space
 
@@ -42,6 +42,11 @@ def rounds_of(
     return samples[:, : len(runners)], sum(reference) - len(reference) * empty, empty
 
 
+def floor(rounds: int = 40) -> float:
+    """The noise floor of this machine now, by the reference nodes."""
+    return noise_floor(time_rounds(steady_nodes()[:-1], rounds, np.random.default_rng(0)))
+
+
 def probes(space: Space, rng: np.random.Generator, count: int) -> list[Policy]:
     """Policies that show what nodes a space comes to: its corners, random ones, and random ones of extreme widths and ranks."""
     variables, found = space.variables, []
@@ -60,10 +65,22 @@ def probes(space: Space, rng: np.random.Generator, count: int) -> list[Policy]:
 
 
 def mixed(space: Space, rng: np.random.Generator, count: int) -> list[Policy]:
-    """Random policies, of which every other one leaves three in four layers whole."""
-    found = []
+    """Policies as searches meet them, a third each: random, with most layers whole, and even ones of one precision.
+
+    Even ones keep one share of every group; every other one leaves the first and last layer at their dearest bits.
+    """
+    found, kinds = [], np.array([v.kind for v in space.variables])
+    ends = {space.network.layers[0].name, space.network.layers[-1].name}
+    outer = np.array([v.target in ends for v in space.variables])
     for index in range(count):
         point = rng.random(space.dimension)
-        whole = np.array([v.kind == "rank" for v in space.variables]) & (rng.random(len(point)) < 0.75 * (index % 2))
-        found.append(space.decode(np.where(whole, 1.0, point)))
+        if index % 3:
+            point[(kinds == "rank") & (rng.random(len(point)) < 0.75)] = 1.0
+        if index % 3 == 2:
+            point[kinds == "channels"] = rng.random()
+            bits = (kinds == "weight_bits") | (kinds == "act_bits")
+            point[bits] = rng.random()
+            if index % 2:
+                point[bits & outer] = 1.0
+        found.append(space.decode(point))
     return found

@@ -9,21 +9,26 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tightrope.estimators.measured.clock import low_quartile
-from tightrope.estimators.measured.grid import Axis, Design, Sizes, Untimed, design, evaluate, fit_sum, interpolate
+from tightrope.estimators.measured.grid import MOST_AXES, Axis, Design, Floats, Grid, Ints, Sizes, design, evaluate, fit_sum
 from tightrope.estimators.measured.nodes import Key
 from tightrope.spaces.errors import DeviceError, FormatError
 from tightrope.spaces.fields import Fields, parse
 
-VERSION = 1
+VERSION = 2
 log = logging.getLogger(__name__)
+
+
+class Untimed(Exception):
+    """A node that was not timed, and that no timed ones enclose."""
 
 
 def identity(family: str) -> str:
@@ -33,22 +38,43 @@ def identity(family: str) -> str:
 
 @dataclass
 class _Family:
+    """The timed nodes of a family; `read` makes the rest of them."""
+
     axes: tuple[Axis, ...]
     exact: dict[Sizes, float] = field(default_factory=dict)
-    weights: tuple[float, ...] | None = None
+    _read: Callable[[Ints], Floats] | None = None
+    _apart: tuple[Sizes, ...] = ()
 
-    @property
-    def on_grid(self) -> dict[Sizes, float]:
-        found: dict[Sizes, float] = {}
-        for sizes, time in self.exact.items():
-            point = tuple(axis.at(sizes) for axis in self.axes)
-            if all(p in axis.values for p, axis in zip(point, self.axes, strict=True)):
-                found[point] = min(time, found.get(point, math.inf))
+    def add(self, sizes: Sizes, time: float) -> None:
+        self.exact[sizes] = time
+        self._read = None
+
+    def at(self, sizes: Ints) -> Floats:
+        """Times at `n x k` sizes: those timed, and others between them."""
+        if self._read is None:
+            self._learn()
+        assert self._read is not None
+        found = self._read(sizes)
+        for timed in self._apart:
+            found[np.all(sizes == timed, axis=1)] = self.exact[timed]
         return found
+
+    def _learn(self) -> None:
+        if len(self.axes) > MOST_AXES:
+            self._read, self._apart = partial(evaluate, fit_sum(self.exact)), tuple(self.exact)
+            return
+        grid: dict[Sizes, float] = {}
+        points = {sizes: tuple(axis.at(sizes) for axis in self.axes) for sizes in self.exact}
+        for sizes, point in points.items():
+            if all(p in axis.values for p, axis in zip(point, self.axes, strict=True)):
+                grid[point] = min(self.exact[sizes], grid.get(point, math.inf))
+        self._read = Grid(self.axes, grid).at
+        self._apart = tuple(s for s, point in points.items() if grid.get(point) != self.exact[s])
 
 
 class Table:
-    """Times of nodes in milliseconds; `nets` are whole nets that were timed, by their policy's JSON.
+    """Times of nodes in milliseconds; `nets` are whole nets that were timed, by their policy's JSON, as ratios to the
+    dense one, and `held` ones that no fit may see.
 
     `fingerprint` says for what the table holds; another one never matches in silence.
     """
@@ -57,10 +83,12 @@ class Table:
         self.path, self.fingerprint = path, dict(fingerprint)
         self.families: dict[str, _Family] = {}
         self.nets: dict[str, float] = {}
+        self.held: dict[str, float] = {}
+        self._dense: list[float] = []
         self.base = math.nan  # the reference's time when the table was begun; later times are scaled to it
         self.complete = False  # whether all that a space needs was timed
+        self.notes: dict[str, Fields] = {}  # what else is kept of the network
         self._names: dict[str, str] = {}
-        self._grids: dict[str, dict[Sizes, float]] = {}
         self._memo: dict[Key, float] = {}
         if path is not None and path.exists():
             self._read(path)
@@ -69,28 +97,23 @@ class Table:
 
     # --- asking ---------------------------------------------------------------------------------------------------
 
+    def times(self, family: str, sizes: Ints) -> Floats:
+        """Milliseconds of nodes of a family at `n x k` sizes: as timed, or between timed ones; NaN where none enclose them."""
+        known = self.families.get(family)
+        return np.full(len(sizes), np.nan) if known is None else known.at(sizes)
+
     def time(self, key: Key) -> float:
-        """Milliseconds of a node: as timed, or between timed ones.
+        """Milliseconds of one node, as `times` has them.
 
         Raises:
             Untimed: no node of this family was timed, or none that enclose these sizes.
         """
         if key not in self._memo:
-            family, sizes = key
-            if family not in self.families:
-                raise Untimed(f"no node {family} was timed")
-            known = self.families[family]
-            self._memo[key] = known.exact[sizes] if sizes in known.exact else self._between(family, known, sizes)
+            found = float(self.times(key[0], np.array([key[1]], np.int64).reshape(1, -1))[0])
+            if math.isnan(found):
+                raise Untimed(f"no nodes that enclose {key[0]} at {list(key[1])} were timed")
+            self._memo[key] = found
         return self._memo[key]
-
-    def _between(self, family: str, known: _Family, sizes: Sizes) -> float:
-        if len(known.axes) > 2:
-            if known.weights is None:
-                known.weights = fit_sum(known.exact)
-            return evaluate(known.weights, sizes)
-        if family not in self._grids:
-            self._grids[family] = known.on_grid
-        return interpolate(known.axes, self._grids[family], sizes)
 
     def knows(self, key: Key) -> bool:
         """Whether `time` answers."""
@@ -113,13 +136,19 @@ class Table:
 
     def declare(self, designs: Mapping[str, Design]) -> None:
         """Make families known."""
-        lines = []
-        for family, wanted in designs.items():
-            if family not in self.families:
-                axes = [[a.column, a.steps, [*a.values]] for a in wanted.axes]
-                lines.append({"family": family, "axes": axes})
-                self._declared(Fields(lines[-1], "family"))
+        self.declare_axes({f: [[a.column, a.steps, [*a.values]] for a in wanted.axes] for f, wanted in designs.items()})
+
+    def declare_axes(self, families: Mapping[str, Any]) -> None:
+        """The same, by the lists of column, steps and values of their axes."""
+        lines = [{"family": family, "axes": axes} for family, axes in families.items() if family not in self.families]
+        for line in lines:
+            self._declared(Fields(line, "family"))
         self._append(lines)
+
+    def note(self, what: str, value: Mapping[str, Any]) -> None:
+        """Keep something else that was worked out for the network."""
+        self._append([{"note": what, "value": value}])
+        self.notes[what] = parse(json.dumps(value), what)
 
     def finish(self) -> None:
         """Note that all that a space needs is there."""
@@ -137,11 +166,17 @@ class Table:
         for line in lines:
             self._node(Fields(line, "sample"))
 
-    def add_nets(self, policies: Iterable[str], samples: np.ndarray, reference: float, empty: float) -> None:
-        """Add timed whole nets, by their policies' JSON: milliseconds, `rounds x nets`."""
+    def add_nets(
+        self, policies: Iterable[str], samples: np.ndarray, reference: float, empty: float, dense: float, *, held: bool = False
+    ) -> None:  # fmt: skip
+        """Add timed whole nets, by their policies' JSON: milliseconds, `rounds x nets`; `held` out of the fit, or not.
+
+        Args:
+            dense: milliseconds of the dense net in the same rounds, to which the others are told as ratios.
+        """
         lines = [
-            {"net": policy, "ms": [round(x, 6) for x in column.tolist()],
-             "reference_ms": round(reference, 6), "empty_ms": round(empty, 6)}
+            {"held" if held else "net": policy, "ms": [round(x, 6) for x in column.tolist()],
+             "reference_ms": round(reference, 6), "empty_ms": round(empty, 6), "dense_ms": round(dense, 6)}
             for policy, column in zip(policies, samples.T, strict=True)
         ]  # fmt: skip
         self._append(lines)
@@ -184,8 +219,10 @@ class Table:
     def _line(self, fields: Fields) -> None:
         if fields.take("family", str, ""):
             self._declared(fields)
-        elif fields.take("net", str, ""):
+        elif fields.take("net", str, "") or fields.take("held", str, ""):
             self._net(fields)
+        elif note := fields.take("note", str, ""):
+            self.notes[note] = Fields(fields.take("value", dict), f"{fields.where}.value")
         elif fields.take("complete", bool, False):
             self.complete = True
         else:
@@ -200,10 +237,11 @@ class Table:
         self._names[identity(family)] = family
         self.families.setdefault(family, _Family(tuple(axes)))
 
-    def _figure(self, fields: Fields) -> float:
+    def _figure(self, fields: Fields, *others: str) -> tuple[float, ...]:
+        """The low quartile of a line's samples without an empty call's time, then `others` likewise, on the table's scale."""
         samples, reference = fields.take("ms", list), fields.take("reference_ms", float)
-        empty = fields.take("empty_ms", float)
-        numbers = [*samples, reference, empty]
+        empty, more = fields.take("empty_ms", float), [fields.take(name, float) for name in others]
+        numbers = [*samples, reference, empty, *more]
         if not samples or any(isinstance(x, bool) or not isinstance(x, (int, float)) for x in numbers):
             raise FormatError(f"{fields.where}.ms must be a list of numbers, got {samples!r}")
         if not all(math.isfinite(x) for x in numbers) or min(samples) < 0 or reference <= 0:
@@ -211,20 +249,28 @@ class Table:
         if math.isnan(self.base):
             self.base = reference
         figure = float(low_quartile(np.array(samples)[:, None])[0])
-        return float(max(figure - empty, 0.0) * self.base / reference)
+        return tuple(max(x - empty, 0.0) * self.base / reference for x in (figure, *more))
 
     def _node(self, fields: Fields) -> None:
         family = fields.take("node", str)
         if family not in self._names:
             raise FormatError(f"{fields.where}.node must be a family that stands before it, got {family!r}")
         name, sizes = self._names[family], fields.ints("sizes")
-        self.families[name].exact[sizes] = self._figure(fields)
-        self._grids.pop(name, None)
-        self.families[name].weights = None
+        self.families[name].add(sizes, self._figure(fields)[0])
         self._memo.clear()
 
     def _net(self, fields: Fields) -> None:
-        self.nets[fields.take("net", str)] = self._figure(fields)
+        figure, dense = self._figure(fields, "dense_ms")
+        if dense <= 0:
+            raise FormatError(f"{fields.where}.dense_ms must be more than an empty call's time")
+        held = fields.take("held", str, "")
+        (self.held if held else self.nets)[held or fields.take("net", str)] = figure / dense
+        self._dense.append(dense)
+
+    @property
+    def dense_ms(self) -> float:
+        """Milliseconds of the dense net: the median of the runs that it was timed in."""
+        return float(np.median(self._dense)) if self._dense else math.nan
 
 
 def designs(met: Mapping[str, set[Sizes]]) -> dict[str, Design]:

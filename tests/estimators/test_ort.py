@@ -12,12 +12,13 @@ from payloads import random_payload
 
 from tightrope.compressors.export.onnx import write
 from tightrope.estimators.measured import fitted
-from tightrope.estimators.measured.ort import OrtCpu, fingerprint
+from tightrope.estimators.measured.base import fingerprint
+from tightrope.estimators.measured.ort import OrtCpu
 from tightrope.spaces import Network, Policy, Space
 from tightrope.spaces.errors import DeviceError
 
 NET = Handmade(resnet8)
-QUICK = {"MET": 300, "ANCHORS": 12, "NODE_ROUNDS": 8, "NET_ROUNDS": 16}
+QUICK = {"MET": 300, "PLAIN": 200, "ANCHORS": 12, "NODE_ROUNDS": 8, "NET_ROUNDS": 16}
 
 
 class Source:
@@ -83,7 +84,7 @@ class TestOrtCpu(DeviceContract):
         assert table.read_bytes() == before
 
     def test_a_killed_preparation_goes_on(self, network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name, value in {"MET": 10, "ANCHORS": 8, "NODE_ROUNDS": 2, "NET_ROUNDS": 2}.items():
+        for name, value in {"MET": 10, "PLAIN": 10, "ANCHORS": 8, "NODE_ROUNDS": 2, "NET_ROUNDS": 2}.items():
             monkeypatch.setattr(fitted, name, value)
         device = OrtCpu()
         space = Space.build(network, device.pairs, least_width=0.9, rank_shares=())
@@ -127,8 +128,8 @@ def test_an_unprepared_device_says_what_to_do() -> None:
 def test_the_fingerprint_tells_machines_batches_networks_and_spaces_apart() -> None:
     device = OrtCpu()
     space = Space.build(NET.network, device.pairs)
-    one = fingerprint(NET.network, space, 1)
-    assert one == fingerprint(NET.network, Space.build(NET.network, device.pairs), 1)
-    assert one != fingerprint(NET.network, space, 2)
-    assert one != fingerprint(NET.network, Space.build(NET.network, device.pairs, ranks=False), 1)
+    one = fingerprint(NET.network, space, 1, device.versions)
+    assert one == fingerprint(NET.network, Space.build(NET.network, device.pairs), 1, device.versions)
+    assert one != fingerprint(NET.network, space, 2, device.versions)
+    assert one != fingerprint(NET.network, Space.build(NET.network, device.pairs, ranks=False), 1, device.versions)
     assert {"processor", "onnxruntime", "threads"} <= set(one)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tightrope.estimators.measured.fitted import nearest_sum
-from tightrope.estimators.measured.grid import Axis, Untimed, design, evaluate, fit_sum, interpolate, output_column, rounded
-from tightrope.estimators.measured.table import Table, designs
+from tightrope.estimators.measured.grid import Axis, Grid, design, evaluate, fit_sum, output_column, rounded
+from tightrope.estimators.measured.table import Table, Untimed, designs
 from tightrope.spaces.errors import DeviceError
 
 CONV = "com.microsoft:QLinearConv{group=1}(u:1,9,9,*;=f:;=u:;=s:*,*,3,3;=f:*)->u:1,9,9,*"
@@ -72,19 +72,21 @@ def test_a_product_grid_reads_bilinear_times_exactly() -> None:
         return 1 + 2 * a + 3 * b + 0.5 * a * b
 
     known = {(a, b): time(a, b) for a in axes[0].values for b in axes[1].values}
-    assert interpolate(axes, known, (80, 96)) == pytest.approx(time(80, 96))
-    assert interpolate(axes, known, (80, 90)) == pytest.approx(time(80, 96))  # counts as the next step
-    assert interpolate(axes, known, (16, 128)) == time(16, 128)
-    for outside in ((8, 32), (144, 32), (64, 144)):
-        with pytest.raises(Untimed, match="must lie in"):
-            interpolate(axes, known, outside)
+    grid = Grid(axes, known)
+    read = grid.at(np.array([(80, 96), (80, 90), (16, 128)]))
+    assert read == pytest.approx([time(80, 96), time(80, 96), time(16, 128)])  # 90 counts as the next step, 96
+    assert np.isnan(grid.at(np.array([(8, 32), (144, 32), (64, 144)]))).all()
+    del known[64, 32]
+    assert np.isnan(Grid(axes, known).at(np.array([(80, 16), (80, 128)]))).tolist() == [False, False]
+    assert np.isnan(Grid(axes, known).at(np.array([(80, 20), (64, 128)]))).tolist() == [True, False]
 
 
 def test_sizes_are_read_among_their_like() -> None:
     axis = (Axis(0, False, (16, 24, 32, 40, 48)),)
     known = {(16,): 1.0, (32,): 2.0, (48,): 3.0, (24,): 10.0, (40,): 20.0}
-    assert interpolate(axis, known, (32,)) == 2.0
-    assert interpolate((Axis(0, False, (16, 24, 40, 48)),), {k: v for k, v in known.items() if k != (32,)}, (32,)) == 2.0
+    assert Grid(axis, known).at(np.array([[32]])) == 2.0
+    without = {k: v for k, v in known.items() if k != (32,)}
+    assert Grid((Axis(0, False, (16, 24, 40, 48)),), without).at(np.array([[32]])) == 2.0
 
 
 def test_many_axes_are_fitted_by_a_sum() -> None:
@@ -94,7 +96,7 @@ def test_many_axes_are_fitted_by_a_sum() -> None:
     assert len(found.axes) == 3
     assert set(found.keys) <= met
     weights = fit_sum({k: 0.5 + 0.1 * k[2] for k in found.keys})
-    assert evaluate(weights, (32, 48, 80)) == pytest.approx(8.5, rel=0.02)
+    assert evaluate(weights, np.array([(32, 48, 80)])) == pytest.approx(8.5, rel=0.02)
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
@@ -166,11 +168,13 @@ def test_what_is_no_table_is_an_error(tmp_path: Path, head: str) -> None:
 def test_whole_nets_and_completion_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "table.jsonl"
     table = filled(path)
-    table.add_nets(['{"policy":1}'], np.full((4, 1), 1.001), 0.5, 0.001)
+    table.add_nets(['{"policy":1}'], np.full((4, 1), 1.001), 0.5, 0.001, 2.001)
+    table.add_nets(['{"policy":2}'], np.full((4, 1), 3.001), 1.0, 0.001, 4.001, held=True)
     table.finish()
     again = Table(path, MARK)
     assert again.complete
-    assert again.nets == {'{"policy":1}': pytest.approx(1.0)}
+    assert again.nets == {'{"policy":1}': pytest.approx(0.5)} and again.held == {'{"policy":2}': pytest.approx(0.75)}
+    assert again.dense_ms == pytest.approx(2.0)
 
 
 def test_single_nets_do_not_pull_the_fit() -> None:

@@ -1,0 +1,261 @@
+"""Which nodes policies come to, learnt from policies that were lowered, so that thousands are told at once.
+
+Lowering takes a millisecond or more a policy. But what a layer or operator comes to hangs on little: its own precision and form,
+those of its neighbours, and whether a few widths fill whole blocks. So a decision tree is grown for each from lowered policies;
+its leaves are lists of nodes whose sizes are still forms over widths and ranks.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tightrope.estimators.encode import FORMS, Batch, Extents, IntArray
+from tightrope.estimators.measured.lowering import INPUT
+from tightrope.estimators.measured.nodes import Form, Node, Wide, written
+from tightrope.spaces.errors import FormatError
+from tightrope.spaces.fields import Fields
+from tightrope.spaces.network import Extent, Network
+
+BLOCK = 16
+NEAR_ENOUGH = 0.95  # of the most that any split tells: the nearest such one is taken
+Pattern = tuple[str, tuple[Form, ...]]  # family of a node and the forms of its sizes
+Told = dict[str, tuple[Pattern, ...]]  # by layer or operator
+Tree = Any  # a leaf is the place of a list of patterns; a branch is (feature, value, tree where equal, tree elsewhere)
+
+
+def told(nodes: Sequence[Node]) -> Told:
+    """The patterns of a policy's nodes, by what they belong to."""
+    found: dict[str, list[Pattern]] = {}
+    for node in nodes:
+        family, sizes = written(node)
+        found.setdefault(node.layer, []).append((family, tuple([s.form for s in sizes if isinstance(s, Wide)])))
+    return {owner: tuple(patterns) for owner, patterns in found.items()}
+
+
+class Sights:
+    """What trees look at, as small whole numbers: precision and form of layers, and how sizes fill blocks."""
+
+    def __init__(self, network: Network) -> None:
+        self.network, self._extents = network, Extents(network)
+        sizes = [(e, 1) for op in network.ops for e in op.shape if e.terms]
+        for layer in network.layers:
+            sizes += [(e, g) for e in (layer.inputs, layer.outputs) if e.terms for g in {1, layer.groups}]
+        self._sizes = list(dict.fromkeys(sizes))
+
+    def __call__(self, batch: Batch) -> IntArray:
+        """`b x F` array: precision, form, and classes of the two inner widths of every layer, then classes of sizes."""
+        whole = batch.ranks == 0
+        low = np.where(batch.weight_bits == 32, 0, np.where(batch.act_bits == 32, 2, 1))
+        columns = [low, batch.forms]
+        inner = [inner_widths(self.network, self._extents, batch, part) for part in (0, 1)]
+        columns += [np.where(whole, 0, 1 + filling(widths)) for widths in inner]
+        sizes = [filling(self._extents.at(e, batch.widths) // by) for e, by in self._sizes]
+        return np.concatenate([*columns, np.reshape(sizes, (len(sizes), len(batch))).T], axis=1)
+
+    def distances(self) -> dict[str, IntArray]:
+        """For every layer and operator, how far each column of a row is from it in the network's graph."""
+        ops, near = self.network.ops, {INPUT: set[str]()}
+        for op in ops:
+            near.setdefault(op.name, set()).update(op.inputs)
+            for name in op.inputs:
+                near.setdefault(name, set()).add(op.name)
+        at: dict[str, list[str]] = {layer.name: [op.name for op in ops if op.layer == layer.name] for layer in self.network.layers}
+        places = [at[layer.name] for layer in self.network.layers] * 4
+        for extent, _ in self._sizes:
+            shown = [op.name for op in ops if extent in op.shape]
+            places.append(shown + [n for x in self.network.layers if extent in (x.inputs, x.outputs) for n in at[x.name]])
+        found = {}
+        for owner in {*near, *at}:
+            steps = _steps(near, at.get(owner, [owner]))
+            found[owner] = np.array([min((steps.get(name, len(ops)) for name in place), default=len(ops)) for place in places])
+        return found
+
+
+def filling(sizes: IntArray) -> IntArray:
+    """How sizes fill blocks of 16: one, in part (of fours or not), whole blocks, or more (of fours or not)."""
+    fours = sizes % 4 == 0
+    small = np.where(sizes == 1, 0, np.where(fours, 1, 2))
+    return np.where(sizes < BLOCK, small, np.where(sizes % BLOCK == 0, 3, np.where(fours, 4, 5)))
+
+
+def inner_widths(network: Network, extents: Extents, batch: Batch, part: int) -> IntArray:
+    """`b x L` array of the first or second inner width of low-rank layers: the rank, or for `tucker` at most the layer's own."""
+    tucker = FORMS.index("tucker")
+    ends = [extents.at(x.outputs if part else x.inputs, batch.widths) for x in network.layers]
+    return np.where(batch.forms == tucker, np.minimum(batch.ranks, np.reshape(ends, batch.ranks.shape[::-1]).T), batch.ranks)
+
+
+def _steps(near: Mapping[str, set[str]], start: Sequence[str]) -> dict[str, int]:
+    steps, edge = dict.fromkeys(start, 0), list(start)
+    while edge:
+        beyond = [n for name in edge for n in near.get(name, ()) if n not in steps]
+        steps |= dict.fromkeys(beyond, steps[edge[0]] + 1)
+        edge = list(dict.fromkeys(beyond))
+    return steps
+
+
+class Patterns:
+    """One network's trees, by layer and operator; `leaves` are the lists of patterns that they end in."""
+
+    def __init__(self, network: Network, trees: Mapping[str, Tree], leaves: Sequence[tuple[Pattern, ...]], seen: Any) -> None:
+        self.network, self.trees, self.leaves, self.seen = network, dict(trees), list(leaves), [frozenset(s) for s in seen]
+        self.sights, self._extents = Sights(network), Extents(network)
+        known = dict.fromkeys(pattern for leaf in leaves for pattern in leaf)
+        self._forms = list(dict.fromkeys(form for _, forms in known for form in forms))
+        column, place = {form: i for i, form in enumerate(self._forms)}, {pattern: i for i, pattern in enumerate(known)}
+        self.patterns = [(family, np.array([column[f] for f in forms], np.int64)) for family, forms in known]
+        self._places = [[place[p] for p in leaf] for leaf in leaves]
+        self._lists = [[(family, [column[f] for f in forms]) for family, forms in leaf] for leaf in leaves]
+
+    def tells(self, sights: IntArray) -> NDArray[np.bool_]:
+        """Which policies show nothing that did not occur where this was learnt, `b`-dim."""
+        known = [np.isin(column, [*seen]) for column, seen in zip(sights.T, self.seen, strict=True)]
+        return np.all(known, axis=0) if known else np.ones(len(sights), np.bool_)
+
+    def ends(self, sights: IntArray) -> IntArray:
+        """The leaf that every layer and operator comes to, `owners x b`."""
+        found = np.empty((len(self.trees), len(sights)), np.int64)
+        columns, everyone = np.ascontiguousarray(sights.T), np.arange(len(sights))
+        for row, tree in zip(found, self.trees.values(), strict=True):
+            waiting = [(tree, everyone)]
+            while waiting:
+                at, who = waiting.pop()
+                if isinstance(at, int):
+                    row[who] = at
+                    continue
+                feature, value, equal, other = at
+                same = columns[feature, who] == value
+                waiting += [(branch, part) for branch, part in ((equal, who[same]), (other, who[~same])) if len(part)]
+        return found
+
+    def of(self, sights: Sequence[int]) -> list[tuple[str, list[int]]]:
+        """Family and columns of each node of one policy, by its sights."""
+        found = []
+        for at in self.trees.values():
+            while not isinstance(at, int):
+                at = at[2] if sights[at[0]] == at[1] else at[3]
+            found += self._lists[at]
+        return found
+
+    def __call__(self, batch: Batch) -> "Flat":
+        """The nodes of every policy.
+
+        Args:
+            batch: `b` policies.
+        """
+        sights = self.sights(batch)
+        ends = self.ends(sights)
+        order = np.argsort(ends, axis=None, kind="stable")
+        leaves, starts = np.unique(ends.ravel()[order], return_index=True)
+        who: dict[int, list[IntArray]] = {}
+        for leaf, members in zip(leaves.tolist(), np.split(order % max(len(batch), 1), starts[1:]), strict=True):
+            for place in self._places[leaf]:
+                who.setdefault(place, []).append(members)
+        return Flat({place: np.concatenate(parts) for place, parts in who.items()}, self.columns(batch), self.tells(sights))
+
+    def columns(self, batch: Batch) -> IntArray:
+        """The sizes that patterns have, `b x C`."""
+        inner = [inner_widths(self.network, self._extents, batch, part) for part in (0, 1)]
+        at = {layer.name: i for i, layer in enumerate(self.network.layers)}
+        known: dict[Any, Any] = {}
+
+        def size(form: Any) -> Any:
+            if form not in known:
+                known[form] = made(form)
+            return known[form]
+
+        def made(form: Any) -> Any:
+            match form:
+                case int():
+                    return np.full(len(batch), form)
+                case ("width", factor, fixed, terms):
+                    return factor * self._extents.at(Extent(fixed, terms), batch.widths)
+                case ("inner", layer, part):
+                    return inner[part][:, at[layer]]
+                case ("up", of, step):
+                    return -(-size(of) // step) * step
+                case ("share", of, by):
+                    return size(of) // by
+                case ("product", parts):
+                    return np.prod([size(p) for p in parts], axis=0)
+            raise ValueError(form)
+
+        found = np.empty((len(batch), len(self._forms)), np.int64)
+        for i, form in enumerate(self._forms):
+            found[:, i] = size(form)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        families = list(dict.fromkeys(family for family, _ in self.patterns))
+        place = {family: i for i, family in enumerate(families)}
+        return {
+            "families": families, "forms": self._forms, "patterns": [[place[f], columns.tolist()] for f, columns in self.patterns],
+            "leaves": self._places, "trees": self.trees, "seen": [sorted(s) for s in self.seen],
+        }  # fmt: skip
+
+    @staticmethod
+    def from_json(network: Network, f: Fields) -> "Patterns":
+        try:
+            families, forms = f.take("families", list), [_tuples(form) for form in f.take("forms", list)]
+            patterns = [(families[i], tuple(forms[c] for c in columns)) for i, columns in f.take("patterns", list)]
+            leaves = [tuple(patterns[i] for i in leaf) for leaf in f.take("leaves", list)]
+            trees = {str(owner): _tuples(tree) for owner, tree in f.items("trees")}
+            return Patterns(network, trees, leaves, f.take("seen", list))
+        except (IndexError, TypeError, ValueError) as error:
+            raise FormatError(f"{f.where} is damaged: {error}") from None
+
+
+@dataclass(frozen=True, eq=False)
+class Flat:
+    """The nodes of `b` policies: by the place of their pattern, which policies have one (twice: two of them); the policies' sizes,
+    `b x C`; and whether each policy shows only what is known."""
+
+    who: dict[int, IntArray]
+    sizes: IntArray
+    told: NDArray[np.bool_]
+
+
+def _tuples(value: Any) -> Any:
+    return tuple([_tuples(v) for v in value]) if isinstance(value, list) else value
+
+
+def learn(network: Network, batch: Batch, lowered: Sequence[Told]) -> Patterns:
+    """Grow the trees from policies and what they were lowered to."""
+    sights = Sights(network)
+    rows = sights(batch)
+    splits = [(f, int(v)) for f in range(rows.shape[1]) for values in [np.unique(rows[:, f])] if len(values) > 1 for v in values]
+    shown = np.stack([rows[:, f] == v for f, v in splits], axis=1).astype(np.float32) if splits else np.zeros((len(rows), 0))
+    far, leaves, trees = sights.distances(), dict[tuple[Pattern, ...], int](), {}
+    for owner in dict.fromkeys(owner for found in lowered for owner in found):
+        labels = np.array([leaves.setdefault(found.get(owner, ()), len(leaves)) for found in lowered])
+        distance = far[owner] if owner in far else np.zeros(rows.shape[1], np.int64)
+        order = np.argsort([distance[f] for f, _ in splits], kind="stable")
+        trees[owner] = _grow(labels, shown[:, order], [splits[i] for i in order])
+    return Patterns(network, trees, list(leaves), [np.unique(column).tolist() for column in rows.T])
+
+
+def _grow(labels: IntArray, shown: NDArray[Any], splits: Sequence[tuple[int, int]]) -> Tree:
+    """A tree whose leaves are labels: each branch is the nearest split among those that tell most."""
+    kinds, places = np.unique(labels, return_inverse=True)
+    if len(kinds) == 1:
+        return int(kinds[0])
+    one = np.eye(len(kinds), dtype=np.float32)[places]
+    whole = one.sum(0)
+    equal = shown.T @ one
+    gains = _entropy(whole) - _entropy(equal) - _entropy(whole - equal)
+    if not len(gains) or gains.max() <= 1e-3:  # alike in all that is looked at
+        return int(kinds[np.argmax(whole)])
+    best = int(np.flatnonzero(gains >= NEAR_ENOUGH * gains.max())[0])
+    same = shown[:, best] > 0
+    feature, value = splits[best]
+    return feature, value, _grow(labels[same], shown[same], splits), _grow(labels[~same], shown[~same], splits)
+
+
+def _entropy(counts: NDArray[Any]) -> NDArray[np.float64]:
+    """Bits that labels take in all, from how often each occurs along the last axis."""
+    shares = counts / np.maximum(counts.sum(-1, keepdims=True), 1)
+    found: NDArray[np.float64] = -(counts * np.log2(np.maximum(shares, 1e-12))).sum(-1)
+    return found

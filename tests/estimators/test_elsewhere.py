@@ -1,0 +1,191 @@
+"""A device elsewhere: a job, the runner with nothing but numpy and onnxruntime, and results that must be believable."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from handmade import Handmade, resnet8
+from test_ort import Source
+
+from tightrope.estimators import registry
+from tightrope.estimators.measured import fitted, imported, job, runner
+from tightrope.estimators.measured.base import mark_of
+from tightrope.estimators.measured.ort import OrtCpu
+from tightrope.spaces import Policy, Space
+from tightrope.spaces.errors import DeviceError
+
+NET = Handmade(resnet8)
+SPACE = Space.build(NET.network, OrtCpu().pairs, least_width=0.5, width_step=16, rank_shares=(0.25,))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a store, a job and what the runner made of it, in two goes with a torn line between them."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIGHTROPE_CACHE", str(folder / "cache"))
+        for name, value in {"MET": 150, "PLAIN": 100}.items():
+            patch.setattr(fitted, name, value)
+        lines = job.write(
+            NET.network, SPACE, Source(), OrtCpu().encoder(NET.network), mark_of(NET.network, SPACE, 1, OrtCpu.versions)
+        )
+        text = "".join(lines)
+        (folder / "job.jsonl").write_text(text)
+        assert imported.keep_job(text).exists()
+        first = run(folder, stop_after=2)
+        kept = (folder / "results.csv").read_bytes()
+        (folder / "results.csv").write_bytes(kept + b"9999,0.1,0.00")  # torn in the middle of a line
+        second = run(folder)
+        assert "0 done" in first and f"{len(kept.splitlines()) - 2} done" in second
+        assert (folder / "results.csv").read_bytes().startswith(kept)
+        yield folder
+
+
+BLOCKED = """
+import sys
+allowed = {"numpy", "onnxruntime"}
+class Guard:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top in allowed or top in sys.stdlib_module_names or top.startswith("_"):
+            return None
+        raise ModuleNotFoundError(f"{name} is not installed here", name=name)
+sys.meta_path.insert(0, Guard())
+path, stop = sys.argv[1], int(sys.argv[2])
+sys.argv = ["runner.py", *sys.argv[3:]]
+space = {"__name__": "runner", "__file__": path}
+exec(compile(open(path).read(), path, "exec"), space)
+if stop:
+    said, tell = [], space["tell"]
+    def stopping(text):
+        tell(text)
+        said.append(text)
+        if len(said) > stop:
+            raise SystemExit(9)
+    space["tell"] = stopping
+space["CHUNK"], space["MOST_NOISE"] = 64, 10.0
+space["main"]()
+"""
+
+
+def run(folder: Path, stop_after: int = 0) -> str:
+    """The runner in a process that can import numpy, onnxruntime and the standard library only."""
+    roots = {str(Path(str(find_spec(name).origin)).parents[1]) for name in ("numpy", "onnxruntime")}  # type: ignore[union-attr]
+    code = f"import sys; sys.path[:0] = {sorted(roots)!r}\n" + BLOCKED
+    done = subprocess.run(
+        [sys.executable, "-S", "-E", "-c", code, str(runner.__file__), str(stop_after), str(folder / "job.jsonl"),
+         str(folder / "results.csv"), "--rounds", "6"], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == (9 if stop_after else 0), done.stderr
+    return done.stdout
+
+
+def test_a_job_comes_back_as_a_device(work: Path) -> None:
+    report = imported.import_results("my-phone", work / "results.csv")
+    assert len(report.left_out) == job.NETS and len(report.held_out) == job.HELD
+    assert imported.mape(report.held_out) < 30  # six rounds on a busy machine; the benchmark has the figure
+    assert "my-phone" in registry.names() and registry.summary("my-phone")[0] == "imported"
+    device = registry.make("my-phone")
+    device.prepare(NET.network, SPACE, Source())  # type: ignore[attr-defined]
+    rng = np.random.default_rng(0)
+    policies = [SPACE.dense, *(SPACE.sample(rng) for _ in range(20))]
+    costs = device.estimate_many(NET.network, policies)
+    assert all(0 < c.latency_ms <= 1.5 * costs[0].latency_ms and not c.simulated for c in costs)
+    assert costs == [device.estimate(NET.network, p) for p in policies]
+    assert "my-phone" in costs[0].provenance
+    assert next(imported.reports("my-phone")) == report
+
+
+def test_what_the_table_does_not_enclose_is_refused(work: Path) -> None:
+    if "my-phone" not in registry.names():
+        imported.import_results("my-phone", work / "results.csv")
+    device = imported.Imported("my-phone")
+    with pytest.raises(DeviceError, match="has no table"):
+        device.prepare(NET.network, Space.build(NET.network, device.pairs), Source())
+    with pytest.raises(DeviceError, match="has no table"):
+        imported.Imported("my-phone", batch=2).prepare(NET.network, SPACE, Source())
+    device.prepare(NET.network, SPACE, Source())
+    with pytest.raises(DeviceError, match="outside of what was timed"):
+        device.estimate_many(NET.network, [Policy.make(NET.network, dict.fromkeys(NET.network.widths, 1))])
+
+
+def changed(edit: Callable[[list[str]], list[str]]) -> Callable[[str], str]:
+    return lambda text: "\n".join(edit(text.splitlines())) + "\n"
+
+
+def cell(column: int, value: str) -> Callable[[str], str]:
+    """The results with another value in the first row of times."""
+
+    def edit(lines: list[str]) -> list[str]:
+        parts = lines[2].split(",")
+        parts[column] = value
+        return [*lines[:2], ",".join(parts), *lines[3:]]
+
+    return changed(edit)
+
+
+def head(**values: object) -> Callable[[str], str]:
+    return changed(lambda lines: ["#" + json.dumps(json.loads(lines[0][1:]) | values), *lines[1:]])
+
+
+BAD: dict[str, tuple[Callable[[str], str], str]] = {
+    "torn": (lambda text: text[:-9], "torn"),
+    "cut short": (changed(lambda lines: lines[:-3]), "3 are missing"),
+    "doubled": (changed(lambda lines: [*lines, lines[2]]), "twice"),
+    "negative": (cell(4, "0.1 -0.2"), "not below zero"),
+    "nan": (cell(4, "0.1 nan"), "finite"),
+    "infinite": (cell(1, "inf"), "finite"),
+    "words": (cell(4, "fast"), "with numbers"),
+    "no samples": (cell(4, ""), "not below zero"),
+    "no dense net": (cell(3, "0.0"), "not below zero"),
+    "no reference": (cell(1, "0.0"), "not below zero"),
+    "unknown model": (cell(0, "99999"), "id must be"),
+    "another job": (head(job="0" * 16), "not written here"),
+    "another runtime": (head(onnxruntime="1.0.0"), "install that version"),
+    "another version": (head(version=99), "version"),
+    "no head": (changed(lambda lines: lines[1:]), "runner.py"),
+    "no columns": (changed(lambda lines: [lines[0], *lines[2:]]), "line 2"),
+    "empty": (lambda text: "", "runner.py"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_results_are_named_and_nothing_is_stored(work: Path, name: str) -> None:
+    edit, says = BAD[name]
+    (work / "bad.csv").write_text(edit((work / "results.csv").read_text()))
+    before = sorted((work / "cache").rglob("*.jsonl"))
+    with pytest.raises(DeviceError, match=says):
+        imported.import_results("bad", work / "bad.csv")
+    assert sorted((work / "cache").rglob("*.jsonl")) == before
+
+
+def test_a_table_is_never_overwritten(work: Path) -> None:
+    if "twice" not in registry.names():
+        imported.import_results("twice", work / "results.csv")
+    (table,) = (work / "cache" / "devices" / "twice").glob("*.jsonl")
+    kept = table.read_bytes()
+    with pytest.raises(DeviceError, match="already has this table"):
+        imported.import_results("twice", work / "results.csv")
+    assert table.read_bytes() == kept
+    with pytest.raises(DeviceError, match="name must be"):
+        imported.import_results("../elsewhere", work / "results.csv")
+
+
+def test_a_torn_job_is_refused(work: Path, tmp_path: Path) -> None:
+    text = (work / "job.jsonl").read_text()
+    (tmp_path / "torn.jsonl").write_text(text[:-2000])
+    with pytest.raises(DeviceError, match="write the job again"):
+        imported.import_results("torn", work / "results.csv", tmp_path / "torn.jsonl")
+    with pytest.raises(DeviceError, match="results of job"):
+        (tmp_path / "other.jsonl").write_text(text.replace('"version":1', '"version": 1', 1))
+        imported.import_results("torn", work / "results.csv", tmp_path / "other.jsonl")
+
+
+def test_models_of_a_job_take_a_few_hundred_bytes(work: Path) -> None:
+    entries = [json.loads(line) for line in (work / "job.jsonl").read_text().splitlines() if '"role":"node"' in line]
+    assert np.median([len(e["model"]) for e in entries]) < 900
