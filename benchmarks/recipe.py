@@ -187,7 +187,7 @@ def by_recipe(seed: int, budget: float, plan: Plan, cell: dict[str, Any], file: 
     from benchmarks import hand_recipe as hand
 
     calibration, inputs = whole("calibration")[0][: plan.calibration], whole("search")
-    tuning = Tuning(plan.epochs, plan.lr, distil=plan.distil, seed=seed)
+    tuning = Tuning(plan.epochs, plan.lr, batch=None, distil=plan.distil, seed=seed)
     tries: list[dict[str, Any]] = []
     made: list[onnx.ModelProto] = []
     for shape, order in shares(cell, budget, plan.tries):
@@ -229,7 +229,7 @@ def by_search(seed: int, budget: float, plan: Plan, folder: Path, file: Path) ->
         tr.search(
             given, budget=f"latency<={budget:.4f}x", device="ort-cpu", agent="auto", trials=plan.trials, workers=0, seed=seed,
             out=str(folder), controls=False,
-            finetune={"epochs": plan.epochs, "candidates": plan.tries, "lr": plan.lr, "distil": plan.distil},
+            finetune={"epochs": plan.epochs, "candidates": plan.tries, "lr": plan.lr, "batch": None, "distil": plan.distil},
         )  # fmt: skip
     report = json.loads((folder / "best" / "report.json").read_text(encoding="utf-8"))
     row = next((r for r in report["rows"] if r["name"] == "best"), None)

@@ -7,18 +7,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tightrope.compressors.factorize.low_rank import factors, product
-from tightrope.compressors.kernels import quantize_per_channel
+from tightrope.compressors.kernels import clip_scales, encode
 from tightrope.compressors.payload import Float, Part, Payload
-from tightrope.compressors.prepare import Prepared
+from tightrope.compressors.prepare import Prepared, Settings
 from tightrope.compressors.prune.order import kept
-from tightrope.compressors.prune.reconstruct import reconstruct
+from tightrope.compressors.prune.reconstruct import damped, factor, reconstruct
 from tightrope.compressors.quantize.ranges import choose
+from tightrope.compressors.quantize.rounding import BY_OUTPUT, Gram, whole_scales
 from tightrope.spaces.network import Layer
 from tightrope.spaces.points import points
 from tightrope.spaces.policy import Choice, Policy
 from tightrope.spaces.unit import units_of
 
 Double = NDArray[np.float64]
+MOST_BY_OUTPUT = 7  # bits up to which rounding looks at the layer's output; at 8 the nearest codes lose nothing to speak of
 Flags = Mapping[str, NDArray[np.bool_]]
 Rounded = tuple[Double, NDArray[np.int8] | None, Float | None]  # weights, their codes, scales
 
@@ -64,18 +66,20 @@ def _parts(prepared: Prepared, layer: Layer, choice: Choice, widths: dict[str, i
     out = prepared.axes[layer.name, 0].keep(flags)
     keep = prepared.axes[layer.name, 1].keep(flags)
     whole = dense[out].astype(np.float64)
-    shift, mean = np.zeros(len(out)), None
+    shift, mean = np.zeros(len(out)), prepared.statistics.layers[layer.name].mean
     if layer.groups == 1 and layer.kind != "depthwise":
-        mean = prepared.statistics.layers[layer.name].mean
         whole, shift, mean = _narrow(prepared, layer.name, whole, out, keep, mean)
-    elif len(keep) < dense.shape[1]:
+    else:
         whole = whole[:, keep]
+        mean = mean.reshape(-1, dense.shape[1], dense[0, 0].size)[_conv_groups(prepared, layer, out)][:, keep].reshape(len(out), -1)
     pieces = (whole,) if choice.rank is None else factors(whole, choice.form, choice.rank)
     units = units_of(layer, choice, widths)
-    made = [_round(piece, choice.weight_bits) for piece in pieces]
+    by_output = choice.rank is None and choice.weight_bits <= MOST_BY_OUTPUT and prepared.settings.rounding != "nearest"
+    gram = _gram(prepared, layer, out, keep) if by_output else None
+    made = [_round(piece, choice.weight_bits, prepared.settings, gram) for piece in pieces]
     effective = made[0][0] if choice.rank is None else product(tuple(w for w, _, _ in made), choice.form)
-    if mean is not None and prepared.settings.bias_correction and (choice.rank is not None or choice.weight_bits < 32):
-        shift = shift + (whole - effective).reshape(len(out), -1) @ mean
+    if prepared.settings.bias_correction and (choice.rank is not None or choice.weight_bits < 32):
+        shift = shift + ((whole - effective).reshape(len(out), -1) * mean).sum(1)
     total = None if bias is None else (bias[out] + shift).astype(np.float32)
     parts = []
     spans = _inner_ranges(prepared, layer.name, choice, made, keep) if len(units) > 1 else []
@@ -114,14 +118,49 @@ def _narrow(
     return new.reshape(outputs, len(keep), *weight.shape[2:]), shift, mean[features]
 
 
-def _round(weight: Double, bits: int) -> Rounded:
-    """Weights on the grid of their codes, with the scale that minimises the squared error of each output channel."""
+def _round(weight: Double, bits: int, settings: Settings, gram: Gram | None) -> Rounded:
+    """Weights on the grid of their codes, with one scale for each output channel."""
     if bits == 32:
         return weight, None, None
     flat = np.ascontiguousarray(weight.reshape(len(weight), -1), np.float32)
-    codes, scales = quantize_per_channel(flat, bits)
+    scales = clip_scales(flat, [bits])[0] if settings.clip == "mse" else whole_scales(flat, bits)
+    if gram is None:
+        codes = encode(flat, scales, bits)
+    else:
+        steps = flat.astype(np.float64) / scales[:, None]
+        by_position = steps.reshape(len(flat), -1, steps.shape[1] // gram.features)  # of the kernel, where the Gram is of channels
+        rows = by_position.swapaxes(1, 2).reshape(-1, gram.features)
+        found = BY_OUTPUT[settings.rounding](rows, bits, gram)
+        codes = found.reshape(len(flat), -1, gram.features).swapaxes(1, 2).reshape(flat.shape).astype(np.int8)
     rounded = codes.astype(np.float64) * scales[:, None]
     return rounded.reshape(weight.shape), codes.reshape(weight.shape), scales
+
+
+def _conv_groups(prepared: Prepared, layer: Layer, out: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which group of a grouped convolution each of its outputs belongs to."""
+    dense = prepared.weights[layer.name][0]
+    groups = layer.inputs.at(prepared.network.widths) // dense.shape[1]
+    found: NDArray[np.int64] = out // (len(dense) // groups)
+    return found
+
+
+def _gram(prepared: Prepared, layer: Layer, out: NDArray[np.int64], keep: NDArray[np.int64]) -> Gram | None:
+    """The Gram matrix of the kept inputs of a layer; of its channels where it is too wide for that of its patches."""
+    statistics, nested = prepared.statistics.layers[layer.name], prepared.nested.get(layer.name)
+    each = prepared.weights[layer.name][0][0, 0].size if statistics.patches else 1
+    features = (keep[:, None] * each + np.arange(each)).reshape(-1)
+    count = len(features)
+    if nested is not None:  # its factor is that of any beginning of its order
+        return Gram(np.argsort(np.argsort(nested.order[:count])), nested.lower[:count, :count])
+    if statistics.covariance is None:
+        return None
+    if statistics.covariance.ndim == 2:
+        kept_ones = damped(statistics.covariance)[np.ix_(features, features)]
+        order = np.argsort(np.diag(kept_ones), kind="stable")
+        return Gram(order, factor(kept_ones[np.ix_(order, order)]))
+    own = np.unique(_conv_groups(prepared, layer, out))
+    stack = np.stack([factor(damped(statistics.covariance[g])[np.ix_(features, features)]) for g in own])
+    return Gram(np.arange(count), stack)
 
 
 def _inner_ranges(

@@ -28,6 +28,7 @@ ROWS = 128  # input rows kept of each layer
 SAMPLES = 1 << 15  # values kept of each operator, at most; all together no more than there are weights, but for the least
 LEAST_SAMPLES = 1 << 11
 ROWS_PER_BATCH = 4096
+VALUES_PER_BATCH = 1 << 23  # in these rows
 
 
 @dataclass
@@ -35,8 +36,8 @@ class LayerStatistics:
     """What calibration saw of one layer. Features are `in/groups * kh * kw` of a convolution, `in` of a linear layer.
 
     `covariance` is `f x f`, centred: of all features where they are at most `MOST_PATCH` (`patches`), else of the input
-    channels alone. It is None for grouped and depthwise convolutions, and beyond `MOST_CHANNELS` channels. `mean` has all
-    features; `rows` some inputs.
+    channels alone; `groups x f x f` for grouped and depthwise convolutions. It is None beyond `MOST_CHANNELS` channels. `mean`
+    has all features, of one group after the other; `rows` some inputs.
     """
 
     covariance: NDArray[np.float64] | None
@@ -65,12 +66,12 @@ class _Layer:
         self.module, self.keep, self.rng = module, keep, rng
         weight = module.weight
         self.features = weight[0].numel()
-        self.grouped = isinstance(module, nn.Conv2d) and module.groups > 1
+        self.groups = module.groups if isinstance(module, nn.Conv2d) else 1
         self.patches = self.features <= MOST_PATCH
         size = self.features if self.patches else weight.shape[1]
-        known = not self.grouped and size <= MOST_CHANNELS
-        self.second = torch.zeros(size, size, dtype=torch.float64) if known else None
-        self.first = torch.zeros(self.features, dtype=torch.float64)
+        known = size <= MOST_CHANNELS and (self.groups == 1 or self.patches)
+        self.second = torch.zeros(self.groups, size, size, dtype=torch.float64) if known else None
+        self.first = torch.zeros(self.groups * self.features, dtype=torch.float64)
         self.centre: Tensor | None = None
         self.count = 0
         self.rows: list[Tensor] = []
@@ -78,8 +79,6 @@ class _Layer:
         self.saliency = torch.zeros(weight.shape[0], dtype=torch.float64)
 
     def read(self, x: Tensor) -> None:
-        if self.grouped:
-            return
         rows = self._patches(x) if isinstance(self.module, nn.Conv2d) else x.reshape(-1, x.shape[-1])
         if self.centre is None:
             self.centre = rows.mean(0)
@@ -90,10 +89,12 @@ class _Layer:
         self.first += rows.sum(0, dtype=torch.float64)
         if self.second is None:
             return
-        narrow = (
-            rows if self.patches else rows.reshape(len(rows), len(self.second), -1)[:, :, rows.shape[1] // len(self.second) // 2]
-        )
-        self.second += (narrow.t() @ narrow).double()
+        size = self.second.shape[1]
+        if self.patches:
+            narrow = rows.reshape(len(rows), self.groups, size).transpose(0, 1)
+        else:
+            narrow = rows.reshape(1, len(rows), size, -1)[..., self.features // size // 2]
+        self.second += (narrow.transpose(1, 2) @ narrow).double()
 
     def _patches(self, x: Tensor) -> Tensor:
         """A sample of im2col rows, `positions x features`."""
@@ -102,12 +103,13 @@ class _Layer:
             (s + 2 * p - d * (k - 1) - 1) // t + 1
             for s, p, d, k, t in zip(x.shape[2:], m.padding, m.dilation, m.kernel_size, m.stride, strict=True)
         )
+        most = min(ROWS_PER_BATCH, max(1, VALUES_PER_BATCH // (self.groups * self.features)))
         if m.kernel_size == (1, 1) and m.padding == (0, 0):
             rows = x[:, :, :: m.stride[0], :: m.stride[1]].permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-            return rows if len(rows) <= ROWS_PER_BATCH else rows[torch.randperm(len(rows), generator=self.rng)[:ROWS_PER_BATCH]]
+            return rows if len(rows) <= most else rows[torch.randperm(len(rows), generator=self.rng)[:most]]
         padded = F.pad(x, (m.padding[1], m.padding[1], m.padding[0], m.padding[0]))
         total = len(x) * height * width
-        chosen = torch.arange(total) if total <= ROWS_PER_BATCH else torch.randperm(total, generator=self.rng)[:ROWS_PER_BATCH]
+        chosen = torch.arange(total) if total <= most else torch.randperm(total, generator=self.rng)[:most]
         image, at = chosen // (height * width), chosen % (height * width)
         top, left = at // width * m.stride[0], at % width * m.stride[1]
         down = top[:, None] + torch.arange(m.kernel_size[0]) * m.dilation[0]
@@ -125,13 +127,16 @@ class _Layer:
         mean = self.first / max(self.count, 1)
         covariance = None
         if self.second is not None:
-            near = mean if self.patches else mean.reshape(len(self.second), -1)[:, self.features // len(self.second) // 2]
-            covariance = (self.second / max(self.count, 1) - near[:, None] * near[None, :]).numpy()
+            size = self.second.shape[1]
+            near = mean.reshape(self.groups, size, -1)
+            near = near[:, :, near.shape[2] // 2]
+            covariance = (self.second / max(self.count, 1) - near[:, :, None] * near[:, None, :]).numpy()
+            covariance = covariance[0] if self.groups == 1 else covariance
         out_mean = self.out[1] / self.out[0]
         deviation = (self.out[2] / self.out[0] - out_mean.square()).clamp_min(0).sqrt()
         if self.centre is not None:
             mean = mean + self.centre.double()
-        rows = torch.cat(self.rows)[:ROWS] if self.rows else torch.zeros(0, self.features)
+        rows = torch.cat(self.rows)[:ROWS] if self.rows else torch.zeros(0, self.groups * self.features)
         return LayerStatistics(
             covariance,
             mean.numpy(),

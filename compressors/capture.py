@@ -377,8 +377,10 @@ def place(root: nn.Module, path: str, module: nn.Module) -> None:
 def fold_batch_norms(graph: fx.GraphModule) -> None:
     """Fold each batch norm into the layer before it, where it is that layer's only reader.
 
-    y = (Wx + b - mean) * gamma / sqrt(var + eps) + beta, so W *= gamma / sqrt(var + eps) per output channel.
+    y = (Wx + b - mean) * gamma / sqrt(var + eps) + beta, so W *= gamma / sqrt(var + eps) per output channel. The names of
+    the layers that held one are kept in `graph.meta["normed"]`.
     """
+    graph.meta["normed"] = []
     calls: dict[str, int] = {}
     for node in graph.graph.nodes:
         if node.op == "call_module":
@@ -398,6 +400,7 @@ def fold_batch_norms(graph: fx.GraphModule) -> None:
         scale = (var + eps).rsqrt() * (1 if gamma is None else gamma)
         old = 0 if layer.bias is None else layer.bias.detach().double()
         weight = layer.weight.detach().double() * scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
+        graph.meta["normed"].append(str(before.target))
         layer.weight = nn.Parameter(weight.float())
         layer.bias = nn.Parameter(((old - mean) * scale + (0 if beta is None else beta)).float())
         users = list(node.users)

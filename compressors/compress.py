@@ -64,7 +64,7 @@ def build_module(prepared: Prepared, payload: Payload) -> fx.GraphModule:
         layers[name] = made[0] if len(made) == 1 else nn.Sequential(*made)
     graph = resized(tracing.skeleton, tracing.ties, widths)
     module = build(tracing.skeleton, graph, tracing.ties, kept(prepared.orders, widths), layers)
-    _put_points(module, payload)
+    _put_points(module, payload, prepared)
     module.meta[META] = Origin(prepared, policy)
     return module.eval()
 
@@ -85,7 +85,7 @@ def _part(like: nn.Module, arrays: Arrays) -> nn.Module:
     return Part(inner, unit.weight_bits, scales, reader)
 
 
-def _put_points(module: fx.GraphModule, payload: Payload) -> None:
+def _put_points(module: fx.GraphModule, payload: Payload, prepared: Prepared) -> None:
     """Insert a quantiser behind every operator that is a point."""
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     module.add_module("points", nn.Module())
@@ -94,7 +94,7 @@ def _put_points(module: fx.GraphModule, payload: Payload) -> None:
         name = node.name if node.op != "placeholder" else ("input" if node is inputs[0] else f"input:{node.name}")
         if name not in payload.ranges:
             continue
-        holder.add_module(node.name, Quantizer(payload.ranges[name]))
+        holder.add_module(node.name, Quantizer(payload.ranges[name], source=prepared.source_of(name)))
         behind = inputs[-1] if node.op == "placeholder" else node
         with module.graph.inserting_after(behind):
             point = module.graph.call_module(f"points.{node.name}", (node,))
@@ -123,17 +123,20 @@ def payload_of(module: fx.GraphModule) -> Payload:
         found = module.get_submodule(layer.name)
         pieces = [*found] if isinstance(found, nn.Sequential) else [found]
         arrays = [_arrays(unit, piece) for unit, piece in zip(units, pieces, strict=True)]
-        if units[0].act_bits <= 8:
-            arrays[0] = replace(arrays[0], act_range=from_.prepared.range_of(sources[layer.name], units[0].act_bits))
+        if units[0].act_bits <= 8 and arrays[0].act_range is None:
+            arrays[0] = replace(arrays[0], act_range=_point(module, sources[layer.name]).span)
         parts[layer.name] = tuple(arrays)
-    ranges = {}
-    for op in points(network, policy):
-        name = op if op != "input" else next(n.name for n in module.graph.nodes if n.op == "placeholder")
-        quantizer = module.get_submodule(f"points.{name.removeprefix('input:')}")
-        assert isinstance(quantizer, Quantizer)
-        ranges[op] = quantizer.span
+    ranges = {op: _point(module, op).span for op in points(network, policy)}
     parameters = {p.name: tensor_of(module, p.name).detach().float().numpy() for p in network.parameters}
     return Payload(policy, parts, ranges, parameters)
+
+
+def _point(module: fx.GraphModule, op: str) -> Quantizer:
+    """The quantiser behind an operator."""
+    name = op if op != "input" else next(n.name for n in module.graph.nodes if n.op == "placeholder")
+    found = module.get_submodule(f"points.{name.removeprefix('input:')}")
+    assert isinstance(found, Quantizer)
+    return found
 
 
 def _arrays(unit: Unit, piece: nn.Module) -> Arrays:

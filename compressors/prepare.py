@@ -16,7 +16,9 @@ from tightrope.compressors.capture import Inputs, tensor_of
 from tightrope.compressors.payload import Float, Part, Range
 from tightrope.compressors.prune.order import ORDERS, Order, channel_orders
 from tightrope.compressors.prune.reconstruct import Nested
+from tightrope.compressors.quantize.equalise import equalised
 from tightrope.compressors.quantize.ranges import METHODS, Method, choose
+from tightrope.compressors.quantize.rounding import CLIPS, ROUNDINGS, Clip, Rounding
 from tightrope.compressors.ties import Axis
 from tightrope.compressors.trace import Traced, traced
 from tightrope.spaces.errors import CompressError
@@ -29,18 +31,25 @@ Weights = Mapping[str, tuple[Float, Float | None]]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a policy is carried out; the same for all trials of a search."""
+    """How a policy is carried out; the same for all trials of a search.
+
+    `order` of channels (`prune/order.py`); `reconstruct`: what remains takes over what was cut; `ranges` of activations
+    (`quantize/ranges.py`); `clip` of weights and their `rounding` (`quantize/rounding.py`); `bias_correction`: the bias takes
+    over what rounding and factorising change in the mean; `equalise` (`quantize/equalise.py`) weights between layers first.
+    """
 
     order: Order = "taylor"
     ranges: Method = "mse"
     reconstruct: bool = True
     bias_correction: bool = True
+    clip: Clip = "mse"
+    rounding: Rounding = "gptq"
+    equalise: bool = True
 
     def __post_init__(self) -> None:
-        if self.order not in ORDERS or self.ranges not in METHODS:
-            raise CompressError(
-                f"order must be one of {ORDERS} and ranges one of {METHODS}, got {self.order!r} and {self.ranges!r}"
-            )
+        for field_name, known in (("order", ORDERS), ("ranges", METHODS), ("clip", CLIPS), ("rounding", ROUNDINGS)):
+            if getattr(self, field_name) not in known:
+                raise CompressError(f"{field_name} must be one of {known}, got {getattr(self, field_name)!r}")
 
 
 @dataclass
@@ -63,11 +72,16 @@ class Prepared:
     memo: "Memo" = field(default_factory=lambda: Memo(MEMO_BYTES), repr=False)
     _ranges: dict[tuple[str, int], Range] = field(default_factory=dict, repr=False)
 
-    def range_of(self, op: str, bits: int) -> Range:
-        """The range of an operator's tensor at this many bits; what only moves values has the range of what it reads."""
+    def source_of(self, op: str) -> str:
+        """The operator whose values an operator's tensor holds: what only moves values is looked through."""
         ops = {o.name: o for o in self.network.ops}
         while ops[op].kind in MOVERS and ops[op].inputs:
             op = ops[op].inputs[0]
+        return op
+
+    def range_of(self, op: str, bits: int) -> Range:
+        """The range of an operator's tensor at this many bits; what only moves values has the range of what it reads."""
+        op = self.source_of(op)
         if (op, bits) not in self._ranges:
             statistics = self.statistics
             self._ranges[op, bits] = choose(statistics.samples[op], statistics.low_high[op], bits, self.settings.ranges)
@@ -127,13 +141,14 @@ def prepare(
 def prepared_from(tracing: Traced, calibration: Iterable[Any], settings: Settings | None = None, seed: int = 0) -> Prepared:
     """`prepare` for a model that is traced already."""
     settings = settings or Settings()
+    own, tracing = tracing, equalised(tracing) if settings.equalise else tracing
     statistics = calibrate(tracing, calibration, seed=seed)
     weights = {}
     for layer in tracing.network.layers:
         module: Any = tracing.layer(layer.name)
         bias = None if module.bias is None else module.bias.detach().numpy()
         weights[layer.name] = (module.weight.detach().numpy(), bias)
-    orders = channel_orders(tracing, statistics, settings.order)
+    orders = channel_orders(own, statistics, settings.order)
     nested = _nest(tracing, weights, orders, statistics) if settings.reconstruct else {}
     parameters = {p.name: tensor_of(tracing.skeleton, p.name).detach().float().numpy() for p in tracing.network.parameters}
     return Prepared(tracing.network, dict(tracing.ties.axes), weights, parameters, orders, statistics, settings, nested, tracing)
@@ -144,7 +159,7 @@ def _nest(tracing: Traced, weights: Weights, orders: Mapping[str, NDArray[np.int
     found = {}
     for layer in tracing.network.layers:
         known = statistics.layers[layer.name]
-        if known.covariance is None or len(layer.inputs.groups) != 1:
+        if known.covariance is None or known.covariance.ndim != 2 or len(layer.inputs.groups) != 1:
             continue
         axis, (dense, _) = tracing.ties.axes[layer.name, 1], weights[layer.name]
         rank = np.argsort(orders[layer.inputs.groups[0]])  # of each channel

@@ -36,15 +36,26 @@ class CompressConfig(_Strict):
     ranges: Literal["mse", "percentile", "minmax"] = "mse"
     reconstruct: bool = True
     bias_correction: bool = True
+    clip: Literal["mse", "max"] = "mse"
+    rounding: Literal["nearest", "gptq", "adaround"] = "gptq"
+    equalise: bool = True
 
 
 class TuneConfig(_Strict):
-    """Fine-tuning of the `candidates` best of the front and of the controls; `epochs` 0 leaves it out."""
+    """Fine-tuning of the `candidates` best of the front and of the controls; see `compressors.finetune.Tuning`.
+
+    `epochs` 0 leaves it out.
+    """
 
     epochs: int = Field(default=3, ge=0)
     candidates: int = Field(default=3, ge=1)
-    lr: float = Field(default=3e-4, gt=0)
+    lr: float = Field(default=3e-3, gt=0)
+    warm: float = Field(default=0.1, ge=0, lt=1)
+    batch: int | None = Field(default=50, ge=1)
     distil: float = Field(default=0.7, ge=0, le=1)
+    norms: bool = True
+    weight_steps: Literal["fixed", "lsq"] = "fixed"
+    ranges: Literal["fixed", "lsq", "pact"] = "fixed"
 
 
 class Config(_Strict):

@@ -213,7 +213,7 @@ def tuned(module: "fx.GraphModule", task: Task, config: Config, progress: Quiet,
     if tune.epochs == 0 or not task.has("train"):
         return module
     dense: nn.Module = task.model
-    tuning = Tuning(epochs=tune.epochs, lr=tune.lr, distil=tune.distil, seed=config.seed)
+    tuning = Tuning(**tune.model_dump(exclude={"candidates"}), seed=config.seed)
 
     def tell(step: int, steps: int, loss: float) -> None:
         progress.step(step, steps, f"{label}, loss {loss:.3f}")

@@ -285,7 +285,7 @@ def test_movers_have_the_range_of_what_they_read() -> None:
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
 def test_weights_lie_within_half_a_step_unless_clipped(bits: int) -> None:
-    prepared = of(Residual)
+    prepared = of(Residual, Settings(rounding="nearest"))
     names = [x.name for x in prepared.network.layers[1:-1]]
     payload = assemble(prepared, Policy.make(prepared.network, choices={n: Choice(bits, 32) for n in names}))
     most = 2 ** (bits - 1) - 1
