@@ -29,9 +29,10 @@ class Tuning:
     """How fine-tuning runs.
 
     The rate `lr` is that of batches of `batch` examples, into which the examples are dealt anew where inputs and targets are
-    tensors (None: the loader's own batches, in a new order each epoch); it rises for `warm` of the steps and falls along a cosine from there. `distil` is the weight of the dense model's
-    word against the labels'; `temperature` softens it. `norms` puts the model's batch norms back for as long as it lasts.
-    `weight_steps` and `ranges` say whether the steps of weights and the ranges of activations are learned too.
+    tensors (None: the loader's own batches, in a new order each epoch). It rises for `warm` of the steps and falls along a
+    cosine from there. `distil` is the weight of the dense model's word against the labels'; `temperature` softens it. `norms`
+    puts the model's batch norms back for as long as it lasts. `weight_steps` and `ranges` say whether the steps of weights and
+    the ranges of activations are learned too.
     """
 
     epochs: int = 3
