@@ -15,7 +15,7 @@ struct Isa {
   typedef float F __attribute__((vector_size(16)));
   typedef std::int32_t I __attribute__((vector_size(16)));
   typedef std::uint32_t U __attribute__((vector_size(16)));
-  static constexpr std::size_t kRows = 2, kTiles = 1;
+  static constexpr std::size_t kRows = 2, kTiles = 1, kFewTiles = 1;
   static constexpr bool kByteCodes = true;  // dot takes codes of all eight bits, whatever Bits says
   static constexpr int code_class(int) noexcept { return 8; }
   static F splat(float v) noexcept { return F{v, v, v, v}; }
@@ -27,6 +27,11 @@ struct Isa {
   static F where_negative(F x, F yes, F no) noexcept { return x < 0.0f ? yes : no; }
   static F bytes_as_float(const std::uint8_t* p) noexcept {
     return F{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]), static_cast<float>(p[3])};
+  }
+  static void store_low_bytes(std::int8_t* p, F v) noexcept {  // of each lane
+    U bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    for (int i = 0; i < kLanes; ++i) p[i] = static_cast<std::int8_t>(bits[i]);
   }
   static U merge(U code, U plane, U mask) noexcept { return code | (plane & mask); }
   static void opaque(I& v) noexcept { asm volatile("" : "+m"(v)); }  // a value the compiler cannot foresee

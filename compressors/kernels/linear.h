@@ -7,10 +7,11 @@
 //   zeros   groups x 16 uint8  zero points, in codes; padded to 64 bytes
 //   codes   chunks x 64 * bits bytes
 //
-// A chunk is 16 channels by 32 inputs: eight *quads* of 64 bytes (4 inputs of 16 channels, byte 4 * channel + input),
-// cut into bit planes of 8, 4, 2 and 1 bits as the binary digits of `bits` say, the widest plane in the low bits of a
-// code. A plane of w bits has w vectors of 64 bytes; quad j lies in vector j % w at bit w * (j / w) of each byte. So a
-// code is had by shift and mask, and takes exactly `bits` bits. Channels are padded to 16 and inputs to 32 with code 0.
+// A chunk is 16 channels by 32 inputs: eight *quads* of 4 inputs of 16 channels, a code each to byte 4 * channel + input
+// of a vector of 64 bytes. A chunk has `bits` such vectors, eight quads share them bit by bit, so that a code takes
+// exactly `bits` bits: as many quads as fit lie whole, quad j in vector j % bits at bit bits * (j / bits) of its byte,
+// had by a shift and a mask. Where 8 % bits > 0, the bits left at the top of the vectors hold, vector by vector, the codes
+// of the quads that remain, as one bit stream. Channels are padded to 16 and inputs to 32 with code 0.
 #pragma once
 
 #include <cstddef>
@@ -43,6 +44,17 @@ struct Layout {
   constexpr std::size_t tile_bytes() const noexcept { return codes_offset() + chunks() * chunk_bytes(); }
   constexpr std::size_t bytes() const noexcept { return tiles() * tile_bytes(); }
 };
+
+// Bits [low, low + count) of the codes of quad `quad` lie at bit `bit` of the bytes of vector `vector`.
+struct Piece {
+  int count, vector, bit;
+};
+constexpr int whole_quads(int bits) { return bits * (8 / bits); }
+constexpr Piece piece_of(int bits, int quad, int low) {
+  if (quad < whole_quads(bits)) return {bits, quad % bits, bits * (quad / bits)};
+  const int spare = 8 % bits, at = (quad - whole_quads(bits)) * bits + low, left = spare - at % spare;
+  return {left < bits - low ? left : bits - low, at / spare, 8 - left};
+}
 
 // Codes, scales and zero points (`n x k`, `n x groups`, `n x groups`, row-major) to tiles and back.
 void pack_tiles(const Layout& w, const std::uint8_t* codes, const float* scales, const std::uint8_t* zeros,

@@ -15,6 +15,11 @@ inline T read(const void* p) noexcept {
 inline U bytes(std::uint32_t value) noexcept { return U{} + value * 0x01010101u; }
 inline I quad_of(const std::int8_t* a) noexcept { return I{} + read<std::int32_t>(a); }
 inline F as_float(I v) noexcept { return __builtin_convertvector(v, F); }
+inline bool any(I v) noexcept {
+  std::int32_t found = 0;
+  for (int i = 0; i < kLanes; ++i) found |= v[i];
+  return found != 0;
+}
 
 // ---- activations ----
 
@@ -22,46 +27,75 @@ inline std::int8_t low_byte(float rounded) noexcept {  // of kRound + integer
   return static_cast<std::int8_t>(read<std::uint32_t>(&rounded));
 }
 
+// Codes of x[0, n) are what `rounded` makes of kLanes values at a time, kRound + code; returns their sum.
+template <typename Rounded>
+inline float quantize_floats(const float* x, std::size_t n, std::int8_t* codes, Rounded rounded) noexcept {
+  F total{};
+  std::size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const F code = rounded(load(x + i));
+    Isa::store_low_bytes(codes + i, code);
+    total += code - kRound;
+  }
+  if (i < n) {
+    float code[kLanes];
+    store(code, rounded(load_part(x + i, n - i)));
+    for (std::size_t j = 0; i + j < n; ++j) {
+      codes[i + j] = low_byte(code[j]);
+      total[0] += code[j] - kRound;
+    }
+  }
+  return sum(total);
+}
+
 void quantize_row(const Linear& call, std::size_t row, const QuantizedRows& out) noexcept {
-  const std::size_t k = call.w.k, segment = call.w.segment();
+  const std::size_t k = call.w.k, segment = call.w.segment(), segments = call.w.segments();
   std::int8_t* codes = out.codes + row * out.stride;
+  float* sums = out.sums + row * segments;
+  const auto each_segment = [&](auto sum_of) {
+    for (std::size_t s = 0, i = 0; s < segments; ++s, i += segment) sums[s] = sum_of(i, std::min(segment, k - i));
+  };
   float scale = call.x_scale;
   if (call.x_codes != nullptr) {
     const std::uint8_t* x = call.x_codes + row * k;
-    for (std::size_t i = 0; i < k; ++i) codes[i] = static_cast<std::int8_t>(x[i] ^ 0x80u);
+    each_segment([&](std::size_t i, std::size_t n) {
+      std::int32_t total = 0;
+      for (std::size_t j = i; j < i + n; ++j) {
+        codes[j] = static_cast<std::int8_t>(x[j] ^ 0x80u);
+        total += codes[j];
+      }
+      return static_cast<float>(total);
+    });
   } else if (scale > 0.0f) {
     const float* x = call.x + row * k;
-    const float inverse = 1.0f / scale, zero = static_cast<float>(call.x_zero);
-    const float low = -zero, high = 255.0f - zero, shift = kRound + (zero - 128.0f);
-    std::uint32_t nan = 0;
-    for (std::size_t i = 0; i < k; ++i) {
-      float t = x[i] * inverse;
-      nan |= t != t;
-      t = t > low ? t : low;
-      t = t < high ? t : high;
-      codes[i] = low_byte(((t + kRound) - kRound) + shift);
-    }
-    if (nan != 0) scale = std::numeric_limits<float>::quiet_NaN();
+    const float zero = static_cast<float>(call.x_zero), shift = kRound + (zero - 128.0f);
+    const F inverse = splat(1.0f / scale), low = splat(-zero), high = splat(255.0f - zero);
+    I nan{};
+    each_segment([&](std::size_t i, std::size_t n) {
+      return quantize_floats(x + i, n, codes + i, [&](F v) {
+        const F t = v * inverse;
+        nan |= t != t;
+        return ((Isa::min(Isa::max(t, low), high) + kRound) - kRound) + shift;  // a NaN goes to low
+      });
+    });
+    if (any(nan)) scale = std::numeric_limits<float>::quiet_NaN();
   } else {
     const float* x = call.x + row * k;
     const float top = abs_max(x, k);
-    scale = std::isinf(top) ? std::numeric_limits<float>::quiet_NaN() : top / 127.0f;
-    if (top < kZeroChannel || std::isinf(top)) {
-      if (top < kZeroChannel) scale = 0.0f;
+    const bool finite = !std::isinf(top), zero = top < kZeroChannel;
+    scale = zero ? 0.0f : finite ? top / 127.0f : std::numeric_limits<float>::quiet_NaN();
+    if (zero || !finite) {
       std::memset(codes, 0, k);
+      std::memset(sums, 0, segments * sizeof(float));
     } else {
-      const float inverse = 127.0f / top;
-      for (std::size_t i = 0; i < k; ++i) codes[i] = low_byte(x[i] * inverse + kRound);
+      const F inverse = splat(127.0f / top);
+      each_segment([&](std::size_t i, std::size_t n) {
+        return quantize_floats(x + i, n, codes + i, [&](F v) { return v * inverse + kRound; });
+      });
     }
   }
   std::memset(codes + k, 0, out.stride - k);
   out.scales[row] = scale;
-  for (std::size_t s = 0; s < call.w.segments(); ++s) {
-    std::int32_t total = 0;
-    const std::size_t end = (s + 1) * segment < k ? (s + 1) * segment : k;
-    for (std::size_t i = s * segment; i < end; ++i) total += codes[i];
-    out.sums[row * call.w.segments() + s] = static_cast<float>(total);
-  }
 }
 
 // ---- weights ----
@@ -74,41 +108,42 @@ inline U shifted(U v) noexcept {
   return v;
 }
 
-// Adds plane `Plane` (of the planes of `Bits`) of quad `J` to `code`. `chunk` points at this part of a chunk.
-template <int Bits, int Plane, int J>
-inline U with_plane(const std::uint8_t* chunk, U code) noexcept {
-  if constexpr ((Bits & Plane) == 0) return code;
-  constexpr int low = Bits & ~(2 * Plane - 1);  // wider planes come first: in the code as in the chunk
-  constexpr int from = Plane * (J / Plane);
-  const U vector = read<U>(chunk + 64 * (low + J % Plane));
-  if constexpr (Plane == 8) return vector;
-  return Isa::merge(code, shifted<low - from>(vector), bytes(((1u << Plane) - 1u) << low));
+// Of the codes of quad J what its bits from `Low` on add to `code`; see linear.h for where they lie.
+template <int Bits, int J, int Low>
+inline U with_rest(const std::uint8_t* chunk, U code) noexcept {
+  constexpr Piece piece = piece_of(Bits, J, Low);
+  const U bits = shifted<Low - piece.bit>(read<U>(chunk + 64 * piece.vector));
+  const U mask = bytes(((1u << piece.count) - 1u) << Low);
+  if constexpr (Low == 0)
+    code = bits & mask;
+  else
+    code = Isa::merge(code, bits, mask);
+  if constexpr (Low + piece.count < Bits) return with_rest<Bits, J, Low + piece.count>(chunk, code);
+  return code;
 }
 
-// Quad J of a chunk. With Raw, codes of a single plane stay at the bit where they lie, which saves the shift: a sum of
-// them is 2^raw_shift<Bits>(J) times what it stands for.
+// Quad J of a chunk. With Raw, whole codes stay at the bit where they lie, which saves the shift: a sum of them is
+// 2^raw_shift times what it stands for.
 template <int Bits>
 constexpr int raw_shift(int j) {
-  return Bits * (j / Bits);
+  return j < whole_quads(Bits) ? Bits * (j / Bits) : 0;
 }
 template <int Bits, bool Raw, int J>
 inline U quad(const std::uint8_t* chunk) noexcept {
-  if constexpr (Raw) {
-    return read<U>(chunk + 64 * (J % Bits)) & bytes(((1u << Bits) - 1u) << raw_shift<Bits>(J));
-  } else {
-    const U wide = with_plane<Bits, 4, J>(chunk, with_plane<Bits, 8, J>(chunk, U{}));
-    return with_plane<Bits, 1, J>(chunk, with_plane<Bits, 2, J>(chunk, wide));
-  }
+  constexpr int at = raw_shift<Bits>(J), kept = Raw ? at : 0;
+  if constexpr (Bits == 8) return read<U>(chunk + 64 * J);
+  if constexpr (J >= whole_quads(Bits)) return with_rest<Bits, J, 0>(chunk, U{});
+  return shifted<kept - at>(read<U>(chunk + 64 * (J % Bits))) & bytes(((1u << Bits) - 1u) << kept);
 }
 
-// Hands quads 0..7 of a chunk to `use(j, codes)`.
-template <int Bits, bool Raw, typename Use, int... J>
-inline void each_quad(const std::uint8_t* chunk, Use use, std::integer_sequence<int, J...>) noexcept {
-  (use(J, quad<Bits, Raw, J>(chunk)), ...);
+// Calls use(std::integral_constant<int, j>) for quads 0..7.
+template <typename Use, int... J>
+inline void each_quad(Use use, std::integer_sequence<int, J...>) noexcept {
+  (use(std::integral_constant<int, J>{}), ...);
 }
-template <int Bits, bool Raw, typename Use>
-inline void each_quad(const std::uint8_t* chunk, Use use) noexcept {
-  each_quad<Bits, Raw>(chunk, use, std::make_integer_sequence<int, 8>{});
+template <typename Use>
+inline void each_quad(Use use) noexcept {
+  each_quad(use, std::make_integer_sequence<int, 8>{});
 }
 
 // A Layout's derived sizes, worked out once: the inner code cannot divide for them.
@@ -161,122 +196,126 @@ inline F gelu(F x) noexcept {
   return x * Isa::where_negative(x, tail, 1.0f - tail);
 }
 
-// Writes channels [channel, channel + 16 * tiles) of one row from its float totals.
+// Writes one register of channels, `left` of which exist, from their totals.
 template <Activation Act>
-void finish(const Linear& call, const QuantizedRows& rows, std::size_t row, std::size_t channel, std::size_t tiles,
-            const float* totals) noexcept {
-  const F scale = splat(rows.scales[row]);
+inline void finish(const Linear& call, std::size_t at, std::size_t left, F v) noexcept {
+  if constexpr (Act == Activation::relu) v = Isa::max(F{}, v);  // of the two, max gives a NaN in the second
+  if constexpr (Act == Activation::gelu) v = gelu(v);
+  if (call.y_codes == nullptr && left >= kLanes) return store(call.y + at, v);
+  const std::size_t count = std::min<std::size_t>(left, kLanes);
+  if (call.y_codes == nullptr) {
+    std::memcpy(call.y + at, &v, count * sizeof(float));
+    return;
+  }
+  const float zero = static_cast<float>(call.y_zero);
+  v = Isa::min(Isa::max(v * (1.0f / call.y_scale), splat(-zero)), splat(255.0f - zero));  // a NaN becomes code 0
+  std::int8_t codes[kLanes];
+  Isa::store_low_bytes(codes, (v + kRound) + zero);
+  std::memcpy(call.y_codes + at, codes, count);
+}
+
+// Writes rows [row, row_end) of `Tiles` tiles from their float totals, rows of 16 * Tiles.
+template <Activation Act, std::size_t Tiles>
+void finish_rows(const Linear& call, const Sizes& sizes, const QuantizedRows& rows, std::size_t row,
+                 std::size_t row_end, std::size_t tile, const float* totals) noexcept {
+  constexpr std::size_t columns = Tiles * kParts;
+  const std::size_t n = call.w.n, channel = tile * kTile;
   const bool centred = call.x_codes == nullptr && !(call.x_scale > 0.0f);
-  const F offset = splat(centred ? 0.0f : static_cast<float>(call.x_zero - 128));
-  const std::uint8_t* record = call.packed + channel / kTile * call.w.tile_bytes();
-  for (std::size_t t = 0; t < tiles; ++t, channel += kTile, totals += kTile, record += call.w.tile_bytes()) {
-    const std::size_t count = call.w.n - channel < kTile ? call.w.n - channel : kTile;
-    const float* bias = call.bias == nullptr ? nullptr : call.bias + channel;
-    float* out = call.y + row * call.w.n + channel;
-    alignas(64) float some[2][kTile] = {};  // where fewer than a tile's channels are left, or bytes are asked for
-    if (count < kTile && bias != nullptr)
-      bias = static_cast<const float*>(std::memcpy(some[0], bias, count * sizeof(float)));
-    if (count < kTile || call.y_codes != nullptr) out = some[1];
-#pragma GCC unroll 4
-    for (std::size_t p = 0; p < kTile; p += kLanes) {
-      const F sums = load(reinterpret_cast<const float*>(record) + p);
-      F v = Isa::fma(Isa::fnma(offset, sums, load(totals + p)), scale, bias == nullptr ? F{} : load(bias + p));
-      if constexpr (Act == Activation::relu) v = Isa::max(F{}, v);  // of the two, max gives a NaN in the second
-      if constexpr (Act == Activation::gelu) v = gelu(v);
-      store(out + p, v);
-    }
-    if (call.y_codes != nullptr) {
-      const float inverse = 1.0f / call.y_scale, zero = static_cast<float>(call.y_zero);
-      for (std::size_t i = 0; i < count; ++i) {
-        float v = out[i] * inverse;
-        v = v > -zero ? v : -zero;
-        v = v < 255.0f - zero ? v : 255.0f - zero;
-        call.y_codes[row * call.w.n + channel + i] = static_cast<std::uint8_t>(low_byte(v + kRound) + call.y_zero);
-      }
-    } else if (count < kTile) {
-      std::memcpy(call.y + row * call.w.n + channel, out, count * sizeof(float));
+  const float offset = centred ? 0.0f : static_cast<float>(call.x_zero - 128);
+  float padded[kTile * Tiles] = {};
+  if (call.bias != nullptr) std::memcpy(padded, call.bias + channel, std::min(n - channel, kTile * Tiles) * sizeof(float));
+  F bias[columns], correction[columns];
+  for (std::size_t c = 0; c < columns; ++c) {
+    const std::uint8_t* record = call.packed + (tile + c / kParts) * sizes.tile_bytes;
+    bias[c] = load(padded + c * kLanes);
+    correction[c] = offset * load(reinterpret_cast<const float*>(record) + c % kParts * kLanes);
+  }
+  for (; row < row_end; ++row, totals += kTile * Tiles) {
+    const F scale = splat(rows.scales[row]);
+    for (std::size_t c = 0; c < columns && channel + c * kLanes < n; ++c) {
+      const F total = Isa::fma(load(totals + c * kLanes) - correction[c], scale, bias[c]);
+      finish<Act>(call, row * n + channel + c * kLanes, n - channel - c * kLanes, total);
     }
   }
 }
 
-inline void finish_row(const Linear& call, const QuantizedRows& rows, std::size_t row, std::size_t channel,
-                       std::size_t tiles, const float* totals) noexcept {
+template <std::size_t Tiles, typename... Args>
+inline void finish_rows(const Linear& call, const Args&... args) noexcept {
   switch (call.activation) {
     case Activation::none:
-      return finish<Activation::none>(call, rows, row, channel, tiles, totals);
+      return finish_rows<Activation::none, Tiles>(call, args...);
     case Activation::relu:
-      return finish<Activation::relu>(call, rows, row, channel, tiles, totals);
+      return finish_rows<Activation::relu, Tiles>(call, args...);
     case Activation::gelu:
-      return finish<Activation::gelu>(call, rows, row, channel, tiles, totals);
+      return finish_rows<Activation::gelu, Tiles>(call, args...);
   }
 }
 
 // ---- few rows: codes go from memory through registers, once ----
 
-constexpr std::size_t kAhead = 4096;  // bytes fetched ahead: caches beyond the second level want asking early
-
-template <int Bits, std::size_t Rows>
+template <int Bits, std::size_t Rows, std::size_t Tiles>
 void few_rows(const Linear& call, const Sizes& sizes, const QuantizedRows& rows, std::size_t row,
               std::size_t tile) noexcept {
-  constexpr bool raw = Isa::kByteCodes && (Bits == 2 || Bits == 4);
-  // Quads that share a sum. Several sums hide the latency of the multiplication; codes left at different bits need
-  // them.
-  constexpr int shared = Rows * kParts == 1 ? 1 : Rows * kParts == 2 || Bits == 2 ? 2 : 4;
-  constexpr int chains = 8 / shared;
+  constexpr std::size_t columns = Tiles * kParts;
+  // Codes left at different bits need sums of their own; where these are few, more hide the multiplication's latency.
+  constexpr bool raw = Isa::kByteCodes && Bits < 5;
+  constexpr int places = raw ? 8 / Bits : 1;
+  constexpr int copies = std::max(1, (Rows * columns < 4 ? 4 : 2) / places);
+  constexpr int chains = places * copies;
   const std::uint8_t* record = call.packed + tile * sizes.tile_bytes;
   const std::uint8_t* chunk = record + sizes.codes_offset;
   const std::int8_t* a = rows.codes + row * rows.stride;
-  F totals[Rows][kParts] = {};
+  F totals[Rows][columns] = {};
   for (std::size_t s = 0, c = 0; c < sizes.chunks; ++s) {
-    I dots[kParts][Rows][chains];
+    I dots[Rows][columns][chains];
 #pragma GCC unroll 8
-    for (std::size_t p = 0; p < kParts; ++p)
+    for (std::size_t r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-      for (std::size_t r = 0; r < Rows; ++r)
+      for (std::size_t t = 0; t < columns; ++t)
 #pragma GCC unroll 8
-        for (int i = 0; i < chains; ++i) dots[p][r][i] = I{};
-    for (const std::size_t end = std::min(c + sizes.step, sizes.chunks); c < end;
-         ++c, chunk += 64 * Bits, a += kChunk) {
+        for (int i = 0; i < chains; ++i) dots[r][t][i] = I{};
+    for (const std::size_t end = std::min(c + sizes.step, sizes.chunks); c < end; ++c, chunk += 64 * Bits, a += kChunk)
+      each_quad([&](auto j) {
+        constexpr int chain = raw_shift<Bits>(j) / Bits % places * copies + j % copies;
+        I x[Rows];
 #pragma GCC unroll 8
-      for (std::size_t line = 0; line < Bits; ++line) Isa::prefetch(chunk + kAhead + 64 * line);
+        for (std::size_t r = 0; r < Rows; ++r) x[r] = quad_of(a + r * rows.stride + 4 * j);
 #pragma GCC unroll 8
-      for (std::size_t p = 0; p < kParts; ++p)
-        each_quad<Bits, raw>(chunk + p * kWidth, [&](int j, U codes) {
+        for (std::size_t t = 0; t < columns; ++t) {
+          const U codes = quad<Bits, raw, j>(chunk + t / kParts * sizes.tile_bytes + t % kParts * kWidth);
 #pragma GCC unroll 8
-          for (std::size_t r = 0; r < Rows; ++r) {
-            I& chain = dots[p][r][j / shared];
-            chain = Isa::template dot<Bits>(chain, codes, quad_of(a + r * rows.stride + 4 * j));
-          }
-        });
-    }
-    const float* scales = sizes.scales(record, s);
-    const std::uint8_t* zeros = sizes.zeros(record, s);
+          for (std::size_t r = 0; r < Rows; ++r)
+            dots[r][t][chain] = Isa::template dot<Bits>(dots[r][t][chain], codes, x[r]);
+        }
+      });
 #pragma GCC unroll 8
-    for (std::size_t p = 0; p < kParts; ++p)
+    for (std::size_t t = 0; t < columns; ++t) {
+      const std::uint8_t* from = record + t / kParts * sizes.tile_bytes;
+      const F scale = load(sizes.scales(from, s) + t % kParts * kLanes);
+      const F zero = Isa::bytes_as_float(sizes.zeros(from, s) + t % kParts * kLanes);
 #pragma GCC unroll 8
       for (std::size_t r = 0; r < Rows; ++r) {
         I sum{};
 #pragma GCC unroll 8
-        for (int i = 0; i < chains; ++i) sum += raw ? dots[p][r][i] >> raw_shift<Bits>(i * shared) : dots[p][r][i];
-        totals[r][p] = rescaled(totals[r][p], sum, load(scales + p * kLanes), Isa::bytes_as_float(zeros + p * kLanes),
-                                rows.sums[(row + r) * sizes.segments + s]);
+        for (int i = 0; i < chains; ++i) sum += raw ? dots[r][t][i] >> (Bits * (i / copies)) : dots[r][t][i];
+        totals[r][t] = rescaled(totals[r][t], sum, scale, zero, rows.sums[(row + r) * sizes.segments + s]);
       }
+    }
   }
-#pragma GCC unroll 8
-  for (std::size_t r = 0; r < Rows; ++r)
-    finish_row(call, rows, row + r, tile * kTile, 1, reinterpret_cast<const float*>(totals[r]));
+  finish_rows<Tiles>(call, sizes, rows, row, row + Rows, tile, reinterpret_cast<const float*>(totals));
 }
 
 // ---- many rows: codes are unpacked to a byte each, then used by every row of a block ----
 
-constexpr std::size_t kDepth = 512;  // inputs unpacked at a time, at most: 32 KiB for 64 channels
+constexpr std::size_t kDepth = 256;  // inputs unpacked at a time, at most: 16 KiB for 64 channels
 
 template <int Bits>
 void unpack_chunks(const std::uint8_t* chunk, std::size_t chunks, std::size_t tiles, std::uint8_t* out) noexcept {
   for (std::size_t c = 0; c < chunks; ++c, chunk += 64 * Bits, out += 8 * 64 * tiles)
     for (std::size_t p = 0; p < kParts; ++p)
-      each_quad<Bits, false>(chunk + p * kWidth, [&](int j, U codes) {
-        std::memcpy(out + static_cast<std::size_t>(j) * 64 * tiles + p * kWidth, &codes, sizeof codes);
+      each_quad([&](auto j) {
+        const U codes = quad<Bits, false, j>(chunk + p * kWidth);
+        std::memcpy(out + j * 64 * tiles + p * kWidth, &codes, sizeof codes);
       });
 }
 
@@ -291,6 +330,7 @@ void block(const Sizes sizes, const QuantizedRows& rows, std::size_t row, const 
   const float* sums = rows.sums + row * sizes.segments + chunk / step;
   std::size_t s = chunk / step;
   for (; chunk < chunk_end; chunk += step, ++s, ++sums) {
+    asm volatile("" ::: "memory");  // left alone, GCC keeps all totals in registers from here to the end, and spills
     I dots[Rows][columns];
 #pragma GCC unroll 8
     for (std::size_t r = 0; r < Rows; ++r)
@@ -375,22 +415,32 @@ void many_rows(const Linear& call, const Sizes& sizes, const QuantizedRows& rows
       r += height;
     }
   }
-  for (std::size_t r = row0; r < row1; ++r)
-    finish_row(call, rows, r, tile * kTile, Tiles, totals + (r - row0) * kTile * Tiles);
+  finish_rows<Tiles>(call, sizes, rows, row0, row1, tile, totals);
+}
+
+template <int Bits, std::size_t Tiles, typename... Args>
+inline void few_rows_of(std::size_t height, const Args&... args) noexcept {
+  switch (height) {
+    case 1:
+      return few_rows<Bits, 1, Tiles>(args...);
+    case 2:
+      return few_rows<Bits, 2, Tiles>(args...);
+    default:
+      return few_rows<Bits, 3, Tiles>(args...);
+  }
 }
 
 template <int Bits>
 void linear_tiles(const Linear& call, const QuantizedRows& rows, std::size_t row0, std::size_t row1, std::size_t tile0,
                   std::size_t tile1) noexcept {
   const Sizes sizes(call.w);
+  const std::size_t height = row1 - row0;
   for (std::size_t tile = tile0; tile < tile1;) {
     const std::size_t left = tile1 - tile;
-    if (row1 - row0 == 1)
-      few_rows<Bits, 1>(call, sizes, rows, row0, tile++);
-    else if (row1 - row0 == 2)
-      few_rows<Bits, 2>(call, sizes, rows, row0, tile++);
-    else if (row1 - row0 == 3)
-      few_rows<Bits, 3>(call, sizes, rows, row0, tile++);
+    if (height < 4 && Isa::kFewTiles == 2 && left >= 2)
+      few_rows_of<Bits, 2>(height, call, sizes, rows, row0, tile), tile += 2;
+    else if (height < 4)
+      few_rows_of<Bits, 1>(height, call, sizes, rows, row0, tile++);
     else if (Isa::kTiles >= 4 && left >= 4)
       many_rows<Bits, 4>(call, sizes, rows, row0, row1, tile), tile += 4;
     else if (Isa::kTiles >= 2 && left >= 2)
