@@ -17,8 +17,8 @@ struct Isa {
   using F = __m256;
   typedef std::int32_t I __attribute__((vector_size(32)));
   typedef std::uint32_t U __attribute__((vector_size(32)));
-  static constexpr std::size_t kRows = 4, kTiles = 1;  // 8 sums, 2 weights, the rest temporaries: 16 registers
-  static constexpr std::size_t kFewTiles = 1;
+  static constexpr std::size_t kRows = 4, kColumns = 2;  // 8 sums, 2 weights, the rest temporaries: 16 registers
+  static constexpr int kSums = 8;  // kept in flight on few rows
   static constexpr bool kByteCodes = false;            // dot takes codes of all eight bits, whatever Bits says
   static constexpr int code_class(int bits) noexcept { return bits < 4 ? 4 : bits; }
   static F splat(float v) noexcept { return _mm256_set1_ps(v); }
@@ -38,7 +38,6 @@ struct Isa {
   }
   static U merge(U code, U plane, U mask) noexcept { return code | (plane & mask); }
   static void opaque(I& v) noexcept { asm volatile("" : "+x"(v)); }  // a value the compiler cannot foresee
-  static void prefetch(const void* p) noexcept { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
   // Pairs of products are summed in 16 bits, which codes of 7 bits cannot overflow: 2 * 127 * 128 < 2^15. The top bit
   // of an 8-bit code goes its own way and is worth 128 at the end.
   template <int Bits>

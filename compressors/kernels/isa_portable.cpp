@@ -15,7 +15,8 @@ struct Isa {
   typedef float F __attribute__((vector_size(16)));
   typedef std::int32_t I __attribute__((vector_size(16)));
   typedef std::uint32_t U __attribute__((vector_size(16)));
-  static constexpr std::size_t kRows = 2, kTiles = 1, kFewTiles = 1;
+  static constexpr std::size_t kRows = 2, kColumns = 4;
+  static constexpr int kSums = 8;  // kept in flight on few rows
   static constexpr bool kByteCodes = true;  // dot takes codes of all eight bits, whatever Bits says
   static constexpr int code_class(int) noexcept { return 8; }
   static F splat(float v) noexcept { return F{v, v, v, v}; }
@@ -35,7 +36,6 @@ struct Isa {
   }
   static U merge(U code, U plane, U mask) noexcept { return code | (plane & mask); }
   static void opaque(I& v) noexcept { asm volatile("" : "+m"(v)); }  // a value the compiler cannot foresee
-  static void prefetch(const void* p) noexcept { __builtin_prefetch(p); }
   // A product of an 8-bit code and an 8-bit activation fits 16 bits. Even and odd bytes go apart; each register of
   // products then holds two for every sum.
   template <int Bits>
