@@ -17,7 +17,8 @@ struct Isa {
   using F = __m256;
   typedef std::int32_t I __attribute__((vector_size(32)));
   typedef std::uint32_t U __attribute__((vector_size(32)));
-  static constexpr std::size_t kRows = 4, kTiles = 1;  // 8 sums, 2 weights, the rest temporaries: 16 registers
+  static constexpr std::size_t kRows = 4, kColumns = 2;  // 8 sums, 2 weights, the rest temporaries: 16 registers
+  static constexpr int kSums = 8;  // kept in flight on few rows
   static constexpr bool kByteCodes = false;            // dot takes codes of all eight bits, whatever Bits says
   static constexpr int code_class(int bits) noexcept { return bits < 4 ? 4 : bits; }
   static F splat(float v) noexcept { return _mm256_set1_ps(v); }
@@ -30,9 +31,13 @@ struct Isa {
   static F bytes_as_float(const std::uint8_t* p) noexcept {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
   }
+  static void store_low_bytes(std::int8_t* p, F v) noexcept {  // of each lane
+    const __m256i low = _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(255));
+    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+  }
   static U merge(U code, U plane, U mask) noexcept { return code | (plane & mask); }
   static void opaque(I& v) noexcept { asm volatile("" : "+x"(v)); }  // a value the compiler cannot foresee
-  static void prefetch(const void* p) noexcept { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
   // Pairs of products are summed in 16 bits, which codes of 7 bits cannot overflow: 2 * 127 * 128 < 2^15. The top bit
   // of an 8-bit code goes its own way and is worth 128 at the end.
   template <int Bits>

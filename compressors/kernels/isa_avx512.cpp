@@ -17,7 +17,8 @@ struct Isa {
   using F = __m512;
   typedef std::int32_t I __attribute__((vector_size(64)));
   typedef std::uint32_t U __attribute__((vector_size(64)));
-  static constexpr std::size_t kRows = 6, kTiles = 4;  // 24 sums, 4 weights: 28 of 32 registers
+  static constexpr std::size_t kRows = 6, kColumns = 4;  // 24 sums, 4 weights: 28 of 32 registers
+  static constexpr int kSums = 8;  // kept in flight on few rows
   static constexpr bool kByteCodes = true;             // dot takes codes of all eight bits, whatever Bits says
   static constexpr int code_class(int) noexcept { return 8; }
   static F splat(float v) noexcept { return _mm512_set1_ps(v); }
@@ -32,12 +33,14 @@ struct Isa {
   static F bytes_as_float(const std::uint8_t* p) noexcept {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   }
+  static void store_low_bytes(std::int8_t* p, F v) noexcept {  // of each lane
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(v)));
+  }
   static U merge(U code, U plane, U mask) noexcept {  // code | (plane & mask)
     return reinterpret_cast<U>(_mm512_ternarylogic_epi32(reinterpret_cast<__m512i>(code), reinterpret_cast<__m512i>(plane),
                                                          reinterpret_cast<__m512i>(mask), 0xf8));
   }
   static void opaque(I& v) noexcept { asm volatile("" : "+v"(v)); }  // a value the compiler cannot foresee
-  static void prefetch(const void* p) noexcept { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
   template <int Bits>
   static I dot(I sum, U codes, I a) noexcept {
     return reinterpret_cast<I>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(codes),

@@ -15,7 +15,8 @@ struct Isa {
   typedef float F __attribute__((vector_size(16)));
   typedef std::int32_t I __attribute__((vector_size(16)));
   typedef std::uint32_t U __attribute__((vector_size(16)));
-  static constexpr std::size_t kRows = 2, kTiles = 1;
+  static constexpr std::size_t kRows = 2, kColumns = 4;
+  static constexpr int kSums = 8;  // kept in flight on few rows
   static constexpr bool kByteCodes = true;  // dot takes codes of all eight bits, whatever Bits says
   static constexpr int code_class(int) noexcept { return 8; }
   static F splat(float v) noexcept { return F{v, v, v, v}; }
@@ -28,9 +29,13 @@ struct Isa {
   static F bytes_as_float(const std::uint8_t* p) noexcept {
     return F{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]), static_cast<float>(p[3])};
   }
+  static void store_low_bytes(std::int8_t* p, F v) noexcept {  // of each lane
+    U bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    for (int i = 0; i < kLanes; ++i) p[i] = static_cast<std::int8_t>(bits[i]);
+  }
   static U merge(U code, U plane, U mask) noexcept { return code | (plane & mask); }
   static void opaque(I& v) noexcept { asm volatile("" : "+m"(v)); }  // a value the compiler cannot foresee
-  static void prefetch(const void* p) noexcept { __builtin_prefetch(p); }
   // A product of an 8-bit code and an 8-bit activation fits 16 bits. Even and odd bytes go apart; each register of
   // products then holds two for every sum.
   template <int Bits>

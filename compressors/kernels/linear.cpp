@@ -32,7 +32,7 @@ std::uint8_t* workspace(std::size_t bytes) {
 std::size_t round_up(std::size_t value, std::size_t to) { return (value + to - 1) / to * to; }
 
 constexpr double kWorthAThread = 4e6;  // multiply-accumulates; below, starting a team costs more than it wins
-constexpr std::size_t kTilesOfTask = 4;
+constexpr std::size_t kTilesOfTask = 2;
 
 void require(bool holds, const std::string& what) {
   if (!holds) throw std::invalid_argument(what);

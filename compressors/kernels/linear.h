@@ -1,16 +1,18 @@
 // Linear layers with weights of 2 to 8 bits and 8-bit activations.
 //
-// Weights are kept as *tiles* of 16 output channels, one record a tile, all records of one size:
+// Weights are kept as *tiles* of 32 output channels, one record a tile, all of one size and read from front to back:
 //
-//   sums    16 float           the sum over k of the real weights (scale * (code - zero)) of each channel
-//   scales  groups x 16 float
-//   zeros   groups x 16 uint8  zero points, in codes; padded to 64 bytes
-//   codes   chunks x 64 * bits bytes
+//   sums    32 float  the sum over k of the real weights (scale * (code - zero)) of each channel
+//   for each group:
+//     scales  32 float
+//     zeros   32 uint8  zero points, in codes; padded to 64 bytes
+//     codes   a chunk of 128 * bits bytes for every 32 inputs of the group
 //
-// A chunk is 16 channels by 32 inputs: eight *quads* of 64 bytes (4 inputs of 16 channels, byte 4 * channel + input),
-// cut into bit planes of 8, 4, 2 and 1 bits as the binary digits of `bits` say, the widest plane in the low bits of a
-// code. A plane of w bits has w vectors of 64 bytes; quad j lies in vector j % w at bit w * (j / w) of each byte. So a
-// code is had by shift and mask, and takes exactly `bits` bits. Channels are padded to 16 and inputs to 32 with code 0.
+// A chunk is eight *quads* of 4 inputs of every channel, a code each for byte 4 * channel + input of a vector of 128
+// bytes. The eight quads share `bits` such vectors, so that a code takes exactly `bits` bits: as many as fit lie whole,
+// quad j in vector j % bits at bit bits * (j / bits) of each byte, had by a shift and a mask. Where that leaves 8 % bits
+// bits at the top of the bytes, these hold, vector by vector, the codes of the other quads as one stream of bits.
+// Channels are padded to 32 and inputs to 32 with code 0.
 #pragma once
 
 #include <cstddef>
@@ -18,8 +20,12 @@
 
 namespace tightrope {
 
-constexpr std::size_t kTile = 16;
+constexpr std::size_t kTile = 32;
 constexpr std::size_t kChunk = 32;
+constexpr std::size_t kVector = 4 * kTile;                // bytes
+constexpr std::size_t kSums = kTile * sizeof(float);      // bytes before the first group
+constexpr std::size_t kScales = kTile * sizeof(float);    // bytes before the zeros of a group
+constexpr std::size_t kHeader = kScales + 64;           // bytes before the codes of a group
 constexpr std::size_t kWholeRow = 256;  // inputs between two float accumulations where a group is the whole row
 
 enum class Activation { none, relu, gelu };
@@ -37,12 +43,25 @@ struct Layout {
   // Inputs are summed as integers over a segment: a group, or a piece of a whole row.
   constexpr std::size_t segment() const noexcept { return group == 0 ? kWholeRow : group; }
   constexpr std::size_t segments() const noexcept { return (k + segment() - 1) / segment(); }
-  constexpr std::size_t chunk_bytes() const noexcept { return 64 * static_cast<std::size_t>(bits); }
-  constexpr std::size_t zeros_offset() const noexcept { return 64 * (1 + groups()); }
-  constexpr std::size_t codes_offset() const noexcept { return zeros_offset() + (groups() * kTile + 63) / 64 * 64; }
-  constexpr std::size_t tile_bytes() const noexcept { return codes_offset() + chunks() * chunk_bytes(); }
+  constexpr std::size_t chunk_bytes() const noexcept { return kVector * static_cast<std::size_t>(bits); }
+  // The chunks of all segments but the last, and the scales and zeros that may come before them.
+  constexpr std::size_t segment_bytes() const noexcept {
+    return (group == 0 ? 0 : kHeader) + segment() / kChunk * chunk_bytes();
+  }
+  constexpr std::size_t tile_bytes() const noexcept { return kSums + groups() * kHeader + chunks() * chunk_bytes(); }
   constexpr std::size_t bytes() const noexcept { return tiles() * tile_bytes(); }
 };
+
+// Bits [low, low + count) of the codes of quad `quad` lie at bit `bit` of the bytes of vector `vector`.
+struct Piece {
+  int count, vector, bit;
+};
+constexpr int whole_quads(int bits) { return bits * (8 / bits); }
+constexpr Piece piece_of(int bits, int quad, int low) {
+  if (quad < whole_quads(bits)) return {bits, quad % bits, bits * (quad / bits)};
+  const int spare = 8 % bits, at = (quad - whole_quads(bits)) * bits + low, left = spare - at % spare;
+  return {left < bits - low ? left : bits - low, at / spare, 8 - left};
+}
 
 // Codes, scales and zero points (`n x k`, `n x groups`, `n x groups`, row-major) to tiles and back.
 void pack_tiles(const Layout& w, const std::uint8_t* codes, const float* scales, const std::uint8_t* zeros,

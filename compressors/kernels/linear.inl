@@ -1,6 +1,13 @@
 // The packed linear, written once over `Isa` and compiled once for each instruction set.
 // Included inside an anonymous namespace, after clip.inl.
 
+// Before loops over registers: their counts are known, and small. Sanitised, the unrolled code takes minutes to compile.
+#ifdef __SANITIZE_ADDRESS__
+#define TIGHTROPE_UNROLL
+#else
+#define TIGHTROPE_UNROLL _Pragma("GCC unroll 8")
+#endif
+
 using U = Isa::U;                               // the same register as bytes: kLanes uint32
 constexpr std::size_t kWidth = 4 * kLanes;      // bytes of a register
 constexpr std::size_t kParts = kTile / kLanes;  // registers across a tile
@@ -15,6 +22,11 @@ inline T read(const void* p) noexcept {
 inline U bytes(std::uint32_t value) noexcept { return U{} + value * 0x01010101u; }
 inline I quad_of(const std::int8_t* a) noexcept { return I{} + read<std::int32_t>(a); }
 inline F as_float(I v) noexcept { return __builtin_convertvector(v, F); }
+inline bool any(I v) noexcept {
+  std::int32_t found = 0;
+  for (int i = 0; i < kLanes; ++i) found |= v[i];
+  return found != 0;
+}
 
 // ---- activations ----
 
@@ -22,46 +34,75 @@ inline std::int8_t low_byte(float rounded) noexcept {  // of kRound + integer
   return static_cast<std::int8_t>(read<std::uint32_t>(&rounded));
 }
 
+// Codes of x[0, n) are what `rounded` makes of kLanes values at a time, kRound + code; returns their sum.
+template <typename Rounded>
+inline float quantize_floats(const float* x, std::size_t n, std::int8_t* codes, Rounded rounded) noexcept {
+  F total{};
+  std::size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const F code = rounded(load(x + i));
+    Isa::store_low_bytes(codes + i, code);
+    total += code - kRound;
+  }
+  if (i < n) {
+    float code[kLanes];
+    store(code, rounded(load_part(x + i, n - i)));
+    for (std::size_t j = 0; i + j < n; ++j) {
+      codes[i + j] = low_byte(code[j]);
+      total[0] += code[j] - kRound;
+    }
+  }
+  return sum(total);
+}
+
 void quantize_row(const Linear& call, std::size_t row, const QuantizedRows& out) noexcept {
-  const std::size_t k = call.w.k, segment = call.w.segment();
+  const std::size_t k = call.w.k, segment = call.w.segment(), segments = call.w.segments();
   std::int8_t* codes = out.codes + row * out.stride;
+  float* sums = out.sums + row * segments;
+  const auto each_segment = [&](auto sum_of) {
+    for (std::size_t s = 0, i = 0; s < segments; ++s, i += segment) sums[s] = sum_of(i, std::min(segment, k - i));
+  };
   float scale = call.x_scale;
   if (call.x_codes != nullptr) {
     const std::uint8_t* x = call.x_codes + row * k;
-    for (std::size_t i = 0; i < k; ++i) codes[i] = static_cast<std::int8_t>(x[i] ^ 0x80u);
+    each_segment([&](std::size_t i, std::size_t n) {
+      std::int32_t total = 0;
+      for (std::size_t j = i; j < i + n; ++j) {
+        codes[j] = static_cast<std::int8_t>(x[j] ^ 0x80u);
+        total += codes[j];
+      }
+      return static_cast<float>(total);
+    });
   } else if (scale > 0.0f) {
     const float* x = call.x + row * k;
-    const float inverse = 1.0f / scale, zero = static_cast<float>(call.x_zero);
-    const float low = -zero, high = 255.0f - zero, shift = kRound + (zero - 128.0f);
-    std::uint32_t nan = 0;
-    for (std::size_t i = 0; i < k; ++i) {
-      float t = x[i] * inverse;
-      nan |= t != t;
-      t = t > low ? t : low;
-      t = t < high ? t : high;
-      codes[i] = low_byte(((t + kRound) - kRound) + shift);
-    }
-    if (nan != 0) scale = std::numeric_limits<float>::quiet_NaN();
+    const float zero = static_cast<float>(call.x_zero), shift = kRound + (zero - 128.0f);
+    const F inverse = splat(1.0f / scale), low = splat(-zero), high = splat(255.0f - zero);
+    I nan{};
+    each_segment([&](std::size_t i, std::size_t n) {
+      return quantize_floats(x + i, n, codes + i, [&](F v) {
+        const F t = v * inverse;
+        nan |= t != t;
+        return ((Isa::min(Isa::max(t, low), high) + kRound) - kRound) + shift;  // a NaN goes to low
+      });
+    });
+    if (any(nan)) scale = std::numeric_limits<float>::quiet_NaN();
   } else {
     const float* x = call.x + row * k;
     const float top = abs_max(x, k);
-    scale = std::isinf(top) ? std::numeric_limits<float>::quiet_NaN() : top / 127.0f;
-    if (top < kZeroChannel || std::isinf(top)) {
-      if (top < kZeroChannel) scale = 0.0f;
+    const bool finite = !std::isinf(top), zero = top < kZeroChannel;
+    scale = zero ? 0.0f : finite ? top / 127.0f : std::numeric_limits<float>::quiet_NaN();
+    if (zero || !finite) {
       std::memset(codes, 0, k);
+      std::memset(sums, 0, segments * sizeof(float));
     } else {
-      const float inverse = 127.0f / top;
-      for (std::size_t i = 0; i < k; ++i) codes[i] = low_byte(x[i] * inverse + kRound);
+      const F inverse = splat(127.0f / top);
+      each_segment([&](std::size_t i, std::size_t n) {
+        return quantize_floats(x + i, n, codes + i, [&](F v) { return v * inverse + kRound; });
+      });
     }
   }
   std::memset(codes + k, 0, out.stride - k);
   out.scales[row] = scale;
-  for (std::size_t s = 0; s < call.w.segments(); ++s) {
-    std::int32_t total = 0;
-    const std::size_t end = (s + 1) * segment < k ? (s + 1) * segment : k;
-    for (std::size_t i = s * segment; i < end; ++i) total += codes[i];
-    out.sums[row * call.w.segments() + s] = static_cast<float>(total);
-  }
 }
 
 // ---- weights ----
@@ -74,62 +115,84 @@ inline U shifted(U v) noexcept {
   return v;
 }
 
-// Adds plane `Plane` (of the planes of `Bits`) of quad `J` to `code`. `chunk` points at this part of a chunk.
-template <int Bits, int Plane, int J>
-inline U with_plane(const std::uint8_t* chunk, U code) noexcept {
-  if constexpr ((Bits & Plane) == 0) return code;
-  constexpr int low = Bits & ~(2 * Plane - 1);  // wider planes come first: in the code as in the chunk
-  constexpr int from = Plane * (J / Plane);
-  const U vector = read<U>(chunk + 64 * (low + J % Plane));
-  if constexpr (Plane == 8) return vector;
-  return Isa::merge(code, shifted<low - from>(vector), bytes(((1u << Plane) - 1u) << low));
+// Of the codes of quad J what its bits from `Low` on add to `code`; see linear.h for where they lie.
+template <int Bits, int J, int Low>
+inline U with_rest(const std::uint8_t* chunk, U code) noexcept {
+  constexpr Piece piece = piece_of(Bits, J, Low);
+  const U bits = shifted<Low - piece.bit>(read<U>(chunk + kVector * piece.vector));
+  const U mask = bytes(((1u << piece.count) - 1u) << Low);
+  if constexpr (Low == 0)
+    code = bits & mask;
+  else
+    code = Isa::merge(code, bits, mask);
+  if constexpr (Low + piece.count < Bits) return with_rest<Bits, J, Low + piece.count>(chunk, code);
+  return code;
 }
 
-// Quad J of a chunk. With Raw, codes of a single plane stay at the bit where they lie, which saves the shift: a sum of
-// them is 2^raw_shift<Bits>(J) times what it stands for.
+// Calls use(j, codes) for quads j = 0..7 of a chunk, in the order in which they lie; j is an integral_constant and codes
+// an array of `Columns` registers. With Raw, whole codes stay at the bit where they lie, which saves the shift: a sum of
+// them is 2^(Bits * place) times what it stands for, place = place_of<Bits>(j).
 template <int Bits>
-constexpr int raw_shift(int j) {
-  return Bits * (j / Bits);
+constexpr int place_of(int j) {
+  return j < whole_quads(Bits) ? j / Bits : 0;
 }
-template <int Bits, bool Raw, int J>
-inline U quad(const std::uint8_t* chunk) noexcept {
-  if constexpr (Raw) {
-    return read<U>(chunk + 64 * (J % Bits)) & bytes(((1u << Bits) - 1u) << raw_shift<Bits>(J));
-  } else {
-    const U wide = with_plane<Bits, 4, J>(chunk, with_plane<Bits, 8, J>(chunk, U{}));
-    return with_plane<Bits, 1, J>(chunk, with_plane<Bits, 2, J>(chunk, wide));
+template <int Bits, bool Raw, std::size_t Columns, int Vector, int Place, typename Use>
+inline void quads_of(const U (&vectors)[Columns], const Use& use) noexcept {
+  constexpr int at = Bits * Place, kept = Raw ? at : 0;
+  U codes[Columns];
+  TIGHTROPE_UNROLL
+  for (std::size_t t = 0; t < Columns; ++t) {
+    codes[t] = vectors[t];
+    if constexpr (Bits < 8) codes[t] = shifted<kept - at>(codes[t]) & bytes(((1u << Bits) - 1u) << kept);
+  }
+  use(std::integral_constant<int, Vector + at>{}, codes);
+  if constexpr (Place + 1 < 8 / Bits) quads_of<Bits, Raw, Columns, Vector, Place + 1>(vectors, use);
+}
+template <int Bits, bool Raw, std::size_t Columns, int J = 0, typename Use>
+inline void each_quad(const std::uint8_t* chunk, const Use& use) noexcept {
+  U read_[Columns];
+  if constexpr (J < Bits) {
+    TIGHTROPE_UNROLL
+    for (std::size_t t = 0; t < Columns; ++t) read_[t] = read<U>(chunk + J * kVector + t * kWidth);
+    quads_of<Bits, Raw, Columns, J, 0>(read_, use);
+    each_quad<Bits, Raw, Columns, J + 1>(chunk, use);
+  } else if constexpr (whole_quads(Bits) + J - Bits < 8) {
+    constexpr int quad = whole_quads(Bits) + J - Bits;
+    TIGHTROPE_UNROLL
+    for (std::size_t t = 0; t < Columns; ++t) read_[t] = with_rest<Bits, quad, 0>(chunk + t * kWidth, U{});
+    use(std::integral_constant<int, quad>{}, read_);
+    each_quad<Bits, Raw, Columns, J + 1>(chunk, use);
   }
 }
 
-// Hands quads 0..7 of a chunk to `use(j, codes)`.
-template <int Bits, bool Raw, typename Use, int... J>
-inline void each_quad(const std::uint8_t* chunk, Use use, std::integer_sequence<int, J...>) noexcept {
-  (use(J, quad<Bits, Raw, J>(chunk)), ...);
-}
-template <int Bits, bool Raw, typename Use>
-inline void each_quad(const std::uint8_t* chunk, Use use) noexcept {
-  each_quad<Bits, Raw>(chunk, use, std::make_integer_sequence<int, 8>{});
-}
+// Where the parts of a packed weight lie, by *columns*: registers of channels, kParts a tile. Sizes are worked out once,
+// since the inner code cannot divide for them.
+struct Weight {
+  const std::uint8_t* packed;
+  std::size_t tile_bytes, segment_bytes, chunks, segments, step;  // step: chunks of a segment
+  std::size_t next_header;                                        // 0 where one group is the whole row
+  explicit Weight(const Linear& call) noexcept
+      : packed(call.packed),
+        tile_bytes(call.w.tile_bytes()),
+        segment_bytes(call.w.segment_bytes()),
+        chunks(call.w.chunks()),
+        segments(call.w.segments()),
+        step(call.w.segment() / kChunk),
+        next_header(call.w.group == 0 ? 0 : segment_bytes) {}
 
-// A Layout's derived sizes, worked out once: the inner code cannot divide for them.
-struct Sizes {
-  std::size_t tile_bytes, zeros_offset, codes_offset, chunks, segments, step;  // step: chunks of a segment
-  std::size_t grouped;                                                         // 0 where one group is the whole row
-  explicit Sizes(const Layout& w) noexcept
-      : tile_bytes(w.tile_bytes()),
-        zeros_offset(w.zeros_offset()),
-        codes_offset(w.codes_offset()),
-        chunks(w.chunks()),
-        segments(w.segments()),
-        step(w.segment() / kChunk),
-        grouped(w.group == 0 ? 0 : 1) {}
-
-  // Scales and zero points of a tile in segment `s`.
-  const float* scales(const std::uint8_t* record, std::size_t s) const noexcept {
-    return reinterpret_cast<const float*>(record + 64 * (1 + s * grouped));
+  const std::uint8_t* record(std::size_t column) const noexcept { return packed + column / kParts * tile_bytes; }
+  F sums(std::size_t column) const noexcept {
+    return load(reinterpret_cast<const float*>(record(column)) + column % kParts * kLanes);
   }
-  const std::uint8_t* zeros(const std::uint8_t* record, std::size_t s) const noexcept {
-    return record + zeros_offset + kTile * s * grouped;
+  F scales(std::size_t column, std::size_t segment) const noexcept {
+    const std::uint8_t* header = record(column) + kSums + segment * next_header;
+    return load(reinterpret_cast<const float*>(header) + column % kParts * kLanes);
+  }
+  F zeros(std::size_t column, std::size_t segment) const noexcept {
+    return Isa::bytes_as_float(record(column) + kSums + segment * next_header + kScales + column % kParts * kLanes);
+  }
+  const std::uint8_t* codes(std::size_t column, std::size_t segment) const noexcept {
+    return record(column) + kSums + kHeader + segment * segment_bytes + column % kParts * kWidth;
   }
 };
 
@@ -161,242 +224,253 @@ inline F gelu(F x) noexcept {
   return x * Isa::where_negative(x, tail, 1.0f - tail);
 }
 
-// Writes channels [channel, channel + 16 * tiles) of one row from its float totals.
+// Writes one register of channels, `left` of which exist, from their totals.
 template <Activation Act>
-void finish(const Linear& call, const QuantizedRows& rows, std::size_t row, std::size_t channel, std::size_t tiles,
-            const float* totals) noexcept {
-  const F scale = splat(rows.scales[row]);
+inline void finish(const Linear& call, std::size_t at, std::size_t left, F v) noexcept {
+  if constexpr (Act == Activation::relu) v = Isa::max(F{}, v);  // of the two, max gives a NaN in the second
+  if constexpr (Act == Activation::gelu) v = gelu(v);
+  if (call.y_codes == nullptr && left >= kLanes) return store(call.y + at, v);
+  const std::size_t count = std::min<std::size_t>(left, kLanes);
+  if (call.y_codes == nullptr) {
+    std::memcpy(call.y + at, &v, count * sizeof(float));
+    return;
+  }
+  const float zero = static_cast<float>(call.y_zero);
+  v = Isa::min(Isa::max(v * (1.0f / call.y_scale), splat(-zero)), splat(255.0f - zero));  // a NaN becomes code 0
+  std::int8_t codes[kLanes];
+  Isa::store_low_bytes(codes, (v + kRound) + zero);
+  std::memcpy(call.y_codes + at, codes, count);
+}
+
+// Writes rows [row, row_end) of columns [column, column + Columns) from their totals, rows of as many registers.
+template <Activation Act, std::size_t Columns>
+void finish_rows(const Linear& call, const Weight& weight, const QuantizedRows& rows, std::size_t row,
+                 std::size_t row_end, std::size_t column, const F* totals) noexcept {
+  const std::size_t n = call.w.n, channel = column * kLanes;
   const bool centred = call.x_codes == nullptr && !(call.x_scale > 0.0f);
   const F offset = splat(centred ? 0.0f : static_cast<float>(call.x_zero - 128));
-  const std::uint8_t* record = call.packed + channel / kTile * call.w.tile_bytes();
-  for (std::size_t t = 0; t < tiles; ++t, channel += kTile, totals += kTile, record += call.w.tile_bytes()) {
-    const std::size_t count = call.w.n - channel < kTile ? call.w.n - channel : kTile;
-    const float* bias = call.bias == nullptr ? nullptr : call.bias + channel;
-    float* out = call.y + row * call.w.n + channel;
-    alignas(64) float some[2][kTile] = {};  // where fewer than a tile's channels are left, or bytes are asked for
-    if (count < kTile && bias != nullptr)
-      bias = static_cast<const float*>(std::memcpy(some[0], bias, count * sizeof(float)));
-    if (count < kTile || call.y_codes != nullptr) out = some[1];
-#pragma GCC unroll 4
-    for (std::size_t p = 0; p < kTile; p += kLanes) {
-      const F sums = load(reinterpret_cast<const float*>(record) + p);
-      F v = Isa::fma(Isa::fnma(offset, sums, load(totals + p)), scale, bias == nullptr ? F{} : load(bias + p));
-      if constexpr (Act == Activation::relu) v = Isa::max(F{}, v);  // of the two, max gives a NaN in the second
-      if constexpr (Act == Activation::gelu) v = gelu(v);
-      store(out + p, v);
-    }
-    if (call.y_codes != nullptr) {
-      const float inverse = 1.0f / call.y_scale, zero = static_cast<float>(call.y_zero);
-      for (std::size_t i = 0; i < count; ++i) {
-        float v = out[i] * inverse;
-        v = v > -zero ? v : -zero;
-        v = v < 255.0f - zero ? v : 255.0f - zero;
-        call.y_codes[row * call.w.n + channel + i] = static_cast<std::uint8_t>(low_byte(v + kRound) + call.y_zero);
-      }
-    } else if (count < kTile) {
-      std::memcpy(call.y + row * call.w.n + channel, out, count * sizeof(float));
-    }
+  F bias[Columns] = {}, correction[Columns];
+  if (call.bias != nullptr)
+    std::memcpy(bias, call.bias + channel, std::min(n - channel, Columns * kLanes) * sizeof(float));
+  for (std::size_t c = 0; c < Columns; ++c) correction[c] = offset * weight.sums(column + c);
+  for (; row < row_end; ++row, totals += Columns) {
+    const F scale = splat(rows.scales[row]);
+    for (std::size_t c = 0; c < Columns && channel + c * kLanes < n; ++c)
+      finish<Act>(call, row * n + channel + c * kLanes, n - channel - c * kLanes,
+                  Isa::fma(totals[c] - correction[c], scale, bias[c]));
   }
 }
 
-inline void finish_row(const Linear& call, const QuantizedRows& rows, std::size_t row, std::size_t channel,
-                       std::size_t tiles, const float* totals) noexcept {
+template <std::size_t Columns, typename... Args>
+inline void finish_rows(const Linear& call, const Args&... args) noexcept {
   switch (call.activation) {
     case Activation::none:
-      return finish<Activation::none>(call, rows, row, channel, tiles, totals);
+      return finish_rows<Activation::none, Columns>(call, args...);
     case Activation::relu:
-      return finish<Activation::relu>(call, rows, row, channel, tiles, totals);
+      return finish_rows<Activation::relu, Columns>(call, args...);
     case Activation::gelu:
-      return finish<Activation::gelu>(call, rows, row, channel, tiles, totals);
+      return finish_rows<Activation::gelu, Columns>(call, args...);
   }
 }
 
 // ---- few rows: codes go from memory through registers, once ----
 
-constexpr std::size_t kAhead = 4096;  // bytes fetched ahead: caches beyond the second level want asking early
-
-template <int Bits, std::size_t Rows>
-void few_rows(const Linear& call, const Sizes& sizes, const QuantizedRows& rows, std::size_t row,
-              std::size_t tile) noexcept {
-  constexpr bool raw = Isa::kByteCodes && (Bits == 2 || Bits == 4);
-  // Quads that share a sum. Several sums hide the latency of the multiplication; codes left at different bits need
-  // them.
-  constexpr int shared = Rows * kParts == 1 ? 1 : Rows * kParts == 2 || Bits == 2 ? 2 : 4;
-  constexpr int chains = 8 / shared;
-  const std::uint8_t* record = call.packed + tile * sizes.tile_bytes;
-  const std::uint8_t* chunk = record + sizes.codes_offset;
+template <int Bits, std::size_t Rows, std::size_t Columns>
+void few_rows(const Linear& call, const Weight& weight, const QuantizedRows& rows, std::size_t row,
+              std::size_t column) noexcept {
+  // Codes left at different bits need sums of their own; where these are few, more hide the multiplication's latency.
+  constexpr bool raw = Isa::kByteCodes && Bits < 5;
+  constexpr int places = raw ? 8 / Bits : 1;
+  constexpr int copies = std::max(1, Isa::kSums / (static_cast<int>(Rows * Columns) * places));
   const std::int8_t* a = rows.codes + row * rows.stride;
-  F totals[Rows][kParts] = {};
-  for (std::size_t s = 0, c = 0; c < sizes.chunks; ++s) {
-    I dots[kParts][Rows][chains];
-#pragma GCC unroll 8
-    for (std::size_t p = 0; p < kParts; ++p)
-#pragma GCC unroll 8
-      for (std::size_t r = 0; r < Rows; ++r)
-#pragma GCC unroll 8
-        for (int i = 0; i < chains; ++i) dots[p][r][i] = I{};
-    for (const std::size_t end = std::min(c + sizes.step, sizes.chunks); c < end;
-         ++c, chunk += 64 * Bits, a += kChunk) {
-#pragma GCC unroll 8
-      for (std::size_t line = 0; line < Bits; ++line) Isa::prefetch(chunk + kAhead + 64 * line);
-#pragma GCC unroll 8
-      for (std::size_t p = 0; p < kParts; ++p)
-        each_quad<Bits, raw>(chunk + p * kWidth, [&](int j, U codes) {
-#pragma GCC unroll 8
-          for (std::size_t r = 0; r < Rows; ++r) {
-            I& chain = dots[p][r][j / shared];
-            chain = Isa::template dot<Bits>(chain, codes, quad_of(a + r * rows.stride + 4 * j));
+  F totals[Rows][Columns] = {};
+  for (std::size_t s = 0, c = 0; c < weight.chunks; ++s) {
+    I dots[Rows][Columns][places][copies];
+    TIGHTROPE_UNROLL
+    for (std::size_t r = 0; r < Rows; ++r)
+      TIGHTROPE_UNROLL
+      for (std::size_t t = 0; t < Columns; ++t)
+        TIGHTROPE_UNROLL
+        for (int i = 0; i < places * copies; ++i) dots[r][t][i / copies][i % copies] = I{};
+    const std::uint8_t* chunk = weight.codes(column, s);
+    for (const std::size_t end = std::min(c + weight.step, weight.chunks); c < end;
+         ++c, chunk += kVector * Bits, a += kChunk)
+      each_quad<Bits, raw, Columns>(chunk, [&](auto j, const U(&codes)[Columns]) {
+        TIGHTROPE_UNROLL
+        for (std::size_t r = 0; r < Rows; ++r) {
+          const I x = quad_of(a + r * rows.stride + 4 * j);
+          TIGHTROPE_UNROLL
+          for (std::size_t t = 0; t < Columns; ++t) {
+            I& sum = dots[r][t][raw ? place_of<Bits>(j) : 0][j % copies];
+            sum = Isa::template dot<Bits>(sum, codes[t], x);
           }
-        });
-    }
-    const float* scales = sizes.scales(record, s);
-    const std::uint8_t* zeros = sizes.zeros(record, s);
-#pragma GCC unroll 8
-    for (std::size_t p = 0; p < kParts; ++p)
-#pragma GCC unroll 8
+        }
+      });
+    TIGHTROPE_UNROLL
+    for (std::size_t t = 0; t < Columns; ++t) {
+      const F scale = weight.scales(column + t, s), zero = weight.zeros(column + t, s);
+      TIGHTROPE_UNROLL
       for (std::size_t r = 0; r < Rows; ++r) {
         I sum{};
-#pragma GCC unroll 8
-        for (int i = 0; i < chains; ++i) sum += raw ? dots[p][r][i] >> raw_shift<Bits>(i * shared) : dots[p][r][i];
-        totals[r][p] = rescaled(totals[r][p], sum, load(scales + p * kLanes), Isa::bytes_as_float(zeros + p * kLanes),
-                                rows.sums[(row + r) * sizes.segments + s]);
+        TIGHTROPE_UNROLL
+        for (int p = 0; p < places; ++p) {
+          I place{};
+          TIGHTROPE_UNROLL
+          for (int i = 0; i < copies; ++i) place += dots[r][t][p][i];
+          sum += place >> (Bits * p);
+        }
+        totals[r][t] = rescaled(totals[r][t], sum, scale, zero, rows.sums[(row + r) * weight.segments + s]);
       }
+    }
   }
-#pragma GCC unroll 8
-  for (std::size_t r = 0; r < Rows; ++r)
-    finish_row(call, rows, row + r, tile * kTile, 1, reinterpret_cast<const float*>(totals[r]));
+  finish_rows<Columns>(call, weight, rows, row, row + Rows, column, totals[0]);
 }
 
 // ---- many rows: codes are unpacked to a byte each, then used by every row of a block ----
 
-constexpr std::size_t kDepth = 512;  // inputs unpacked at a time, at most: 32 KiB for 64 channels
+constexpr std::size_t kDepth = 256;  // inputs unpacked at a time, at most: 16 KiB for 64 channels
 
-template <int Bits>
-void unpack_chunks(const std::uint8_t* chunk, std::size_t chunks, std::size_t tiles, std::uint8_t* out) noexcept {
-  for (std::size_t c = 0; c < chunks; ++c, chunk += 64 * Bits, out += 8 * 64 * tiles)
-    for (std::size_t p = 0; p < kParts; ++p)
-      each_quad<Bits, false>(chunk + p * kWidth, [&](int j, U codes) {
-        std::memcpy(out + static_cast<std::size_t>(j) * 64 * tiles + p * kWidth, &codes, sizeof codes);
-      });
+// Unpacks chunks [c, end) of `Columns` columns, from the start of a segment on; a quad is then as many registers.
+template <int Bits, std::size_t Columns>
+void unpack_chunks(const Weight& weight, std::size_t column, std::size_t c, std::size_t end,
+                   std::uint8_t* out) noexcept {
+  for (std::size_t s = c / weight.step; c < end; ++s) {
+    const std::size_t count = std::min(weight.step, end - c);
+    for (std::size_t t = 0; t < Columns; ++t) {
+      const std::uint8_t* chunk = weight.codes(column + t, s);
+      std::uint8_t* to = out + t * kWidth;
+      for (std::size_t i = 0; i < count; ++i, chunk += kVector * Bits, to += 8 * Columns * kWidth)
+        each_quad<Bits, false, 1>(chunk, [&](auto j, const U(&codes)[1]) {
+          std::memcpy(to + j * Columns * kWidth, codes, sizeof codes);
+        });
+    }
+    c += count;
+    out += count * 8 * Columns * kWidth;
+  }
 }
 
-// Adds inputs [32 * chunk, 32 * chunk_end) to Rows x Tiles outputs. `codes` are those inputs unpacked, each quad Tiles
-// x 64 bytes; `totals` has rows of 16 * Tiles floats.
-template <int Bits, std::size_t Rows, std::size_t Tiles>
-void block(const Sizes sizes, const QuantizedRows& rows, std::size_t row, const std::uint8_t* record,
-           const std::uint8_t* codes, std::size_t chunk, std::size_t chunk_end, float* totals) noexcept {
-  constexpr std::size_t columns = Tiles * kParts;
-  const std::size_t step = sizes.step, stride = rows.stride;
+// Adds inputs [32 * chunk, 32 * chunk_end) to Rows x Columns outputs. `codes` are those inputs unpacked; `totals` has rows
+// of Columns registers.
+template <int Bits, std::size_t Rows, std::size_t Columns>
+void block(const Weight& weight, const QuantizedRows& rows, std::size_t row, std::size_t column,
+           const std::uint8_t* codes, std::size_t chunk, std::size_t chunk_end, F* totals) noexcept {
+  const std::size_t step = weight.step, stride = rows.stride;
   const std::int8_t* a = rows.codes + row * stride + chunk * kChunk;
-  const float* sums = rows.sums + row * sizes.segments + chunk / step;
   std::size_t s = chunk / step;
+  const float* sums = rows.sums + row * weight.segments + s;
   for (; chunk < chunk_end; chunk += step, ++s, ++sums) {
-    I dots[Rows][columns];
-#pragma GCC unroll 8
+    asm volatile("" ::: "memory");  // left alone, GCC keeps all totals in registers from here to the end, and spills
+    I dots[Rows][Columns];
+    TIGHTROPE_UNROLL
     for (std::size_t r = 0; r < Rows; ++r)
-#pragma GCC unroll 8
-      for (std::size_t c = 0; c < columns; ++c) dots[r][c] = I{};
-    const std::size_t quads = 8 * (step < chunk_end - chunk ? step : chunk_end - chunk);
-    for (const std::uint8_t* const end = codes + 64 * Tiles * quads; codes != end;) {
-      typename Isa::template Short<Bits> shorts[Rows][columns];
-#pragma GCC unroll 8
-      for (int q = 0; q < Isa::template Short<Bits>::kQuads; ++q, codes += 64 * Tiles, a += 4) {
-        U w[columns];
-#pragma GCC unroll 8
-        for (std::size_t c = 0; c < columns; ++c) w[c] = read<U>(codes + c * kWidth);
-#pragma GCC unroll 8
+      TIGHTROPE_UNROLL
+      for (std::size_t c = 0; c < Columns; ++c) dots[r][c] = I{};
+    const std::size_t quads = 8 * std::min(step, chunk_end - chunk);
+    for (const std::uint8_t* const end = codes + kWidth * Columns * quads; codes != end;) {
+      typename Isa::template Short<Bits> shorts[Rows][Columns];
+      TIGHTROPE_UNROLL
+      for (int q = 0; q < Isa::template Short<Bits>::kQuads; ++q, codes += kWidth * Columns, a += 4) {
+        U w[Columns];
+        TIGHTROPE_UNROLL
+        for (std::size_t c = 0; c < Columns; ++c) w[c] = read<U>(codes + c * kWidth);
+        TIGHTROPE_UNROLL
         for (std::size_t r = 0; r < Rows; ++r) {
           const I x = quad_of(a + r * stride);
-#pragma GCC unroll 8
-          for (std::size_t c = 0; c < columns; ++c) shorts[r][c].add(q, dots[r][c], w[c], x);
+          TIGHTROPE_UNROLL
+          for (std::size_t c = 0; c < Columns; ++c) shorts[r][c].add(q, dots[r][c], w[c], x);
         }
       }
-#pragma GCC unroll 8
+      TIGHTROPE_UNROLL
       for (std::size_t r = 0; r < Rows; ++r)
-#pragma GCC unroll 8
-        for (std::size_t c = 0; c < columns; ++c) shorts[r][c].flush(dots[r][c]);
+        TIGHTROPE_UNROLL
+        for (std::size_t c = 0; c < Columns; ++c) shorts[r][c].flush(dots[r][c]);
     }
-#pragma GCC unroll 8
-    for (std::size_t c = 0; c < columns; ++c) {
-      const std::uint8_t* tile = record + c / kParts * sizes.tile_bytes;
-      const F scale = load(sizes.scales(tile, s) + c % kParts * kLanes);
-      const F zero = Isa::bytes_as_float(sizes.zeros(tile, s) + c % kParts * kLanes);
-#pragma GCC unroll 8
+    TIGHTROPE_UNROLL
+    for (std::size_t c = 0; c < Columns; ++c) {
+      const F scale = weight.scales(column + c, s), zero = weight.zeros(column + c, s);
+      TIGHTROPE_UNROLL
       for (std::size_t r = 0; r < Rows; ++r) {
-        float* total = totals + r * kTile * Tiles + c * kLanes;
-        store(total, rescaled(load(total), dots[r][c], scale, zero, sums[r * sizes.segments]));
+        F& total = totals[r * Columns + c];
+        total = rescaled(total, dots[r][c], scale, zero, sums[r * weight.segments]);
       }
     }
   }
 }
 
-template <int Bits, std::size_t Tiles, typename... Args>
+template <int Bits, std::size_t Columns, typename... Args>
 inline void block_of(std::size_t height, const Args&... args) noexcept {
   switch (height) {
     case 1:
-      return block<Bits, 1, Tiles>(args...);
+      return block<Bits, 1, Columns>(args...);
     case 2:
-      return block<Bits, 2, Tiles>(args...);
+      return block<Bits, 2, Columns>(args...);
     case 3:
-      return block<Bits, 3, Tiles>(args...);
+      return block<Bits, 3, Columns>(args...);
     case 4:
-      return block<Bits, 4, Tiles>(args...);
+      return block<Bits, 4, Columns>(args...);
     case 5:
       if constexpr (Isa::kRows >= 5)
-        return block<Bits, 5, Tiles>(args...);
+        return block<Bits, 5, Columns>(args...);
       else
         return;
     default:
       if constexpr (Isa::kRows >= 6)
-        return block<Bits, 6, Tiles>(args...);
+        return block<Bits, 6, Columns>(args...);
       else
         return;
   }
 }
 
-template <int Bits, std::size_t Tiles>
-void many_rows(const Linear& call, const Sizes& sizes, const QuantizedRows& rows, std::size_t row0, std::size_t row1,
-               std::size_t tile) noexcept {
-  alignas(64) std::uint8_t codes[kDepth * kTile * Tiles];
-  alignas(64) float totals[kRowBlock * kTile * Tiles];
-  std::memset(totals, 0, (row1 - row0) * kTile * Tiles * sizeof(float));
-  const std::size_t chunks = sizes.chunks, depth = kDepth / kChunk / sizes.step * sizes.step;
-  const std::uint8_t* record = call.packed + tile * sizes.tile_bytes;
+template <int Bits, std::size_t Columns>
+void many_rows(const Linear& call, const Weight& weight, const QuantizedRows& rows, std::size_t row0, std::size_t row1,
+               std::size_t column) noexcept {
+  alignas(64) std::uint8_t codes[kDepth * kLanes * Columns];
+  alignas(64) F totals[kRowBlock * Columns];
+  std::memset(totals, 0, (row1 - row0) * Columns * sizeof(F));
+  const std::size_t chunks = weight.chunks, depth = kDepth / kChunk / weight.step * weight.step;
   for (std::size_t c = 0; c < chunks; c += depth) {
-    const std::size_t end = c + depth < chunks ? c + depth : chunks;
-    for (std::size_t t = 0; t < Tiles; ++t)
-      unpack_chunks<Bits>(record + t * sizes.tile_bytes + sizes.codes_offset + c * 64 * Bits, end - c, Tiles,
-                          codes + 64 * t);
+    const std::size_t end = std::min(c + depth, chunks);
+    unpack_chunks<Bits, Columns>(weight, column, c, end, codes);
     for (std::size_t r = row0; r < row1;) {
       const std::size_t left = row1 - r, pieces = (left + Isa::kRows - 1) / Isa::kRows,
                         height = (left + pieces - 1) / pieces;
-      block_of<Isa::code_class(Bits), Tiles>(height, sizes, rows, r, record, codes, c, end,
-                                             totals + (r - row0) * kTile * Tiles);
+      block_of<Isa::code_class(Bits), Columns>(height, weight, rows, r, column, codes, c, end,
+                                               totals + (r - row0) * Columns);
       r += height;
     }
   }
-  for (std::size_t r = row0; r < row1; ++r)
-    finish_row(call, rows, r, tile * kTile, Tiles, totals + (r - row0) * kTile * Tiles);
+  finish_rows<Columns>(call, weight, rows, row0, row1, column, totals);
+}
+
+template <int Bits, std::size_t Columns>
+void linear_columns(const Linear& call, const Weight& weight, const QuantizedRows& rows, std::size_t row0,
+                    std::size_t row1, std::size_t column) noexcept {
+  switch (row1 - row0) {
+    case 1:
+      return few_rows<Bits, 1, Columns>(call, weight, rows, row0, column);
+    case 2:
+      return few_rows<Bits, 2, Columns>(call, weight, rows, row0, column);
+    case 3:
+      return few_rows<Bits, 3, Columns>(call, weight, rows, row0, column);
+    default:
+      return many_rows<Bits, Columns>(call, weight, rows, row0, row1, column);
+  }
 }
 
 template <int Bits>
 void linear_tiles(const Linear& call, const QuantizedRows& rows, std::size_t row0, std::size_t row1, std::size_t tile0,
                   std::size_t tile1) noexcept {
-  const Sizes sizes(call.w);
-  for (std::size_t tile = tile0; tile < tile1;) {
-    const std::size_t left = tile1 - tile;
-    if (row1 - row0 == 1)
-      few_rows<Bits, 1>(call, sizes, rows, row0, tile++);
-    else if (row1 - row0 == 2)
-      few_rows<Bits, 2>(call, sizes, rows, row0, tile++);
-    else if (row1 - row0 == 3)
-      few_rows<Bits, 3>(call, sizes, rows, row0, tile++);
-    else if (Isa::kTiles >= 4 && left >= 4)
-      many_rows<Bits, 4>(call, sizes, rows, row0, row1, tile), tile += 4;
-    else if (Isa::kTiles >= 2 && left >= 2)
-      many_rows<Bits, 2>(call, sizes, rows, row0, row1, tile), tile += 2;
+  const Weight weight(call);
+  const std::size_t end = std::min(tile1 * kParts, (call.w.n + kLanes - 1) / kLanes);
+  constexpr std::size_t most = Isa::kColumns;
+  for (std::size_t column = tile0 * kParts; column < end;) {
+    const std::size_t left = end - column;
+    if (left >= most && row1 - row0 > 3)
+      linear_columns<Bits, most>(call, weight, rows, row0, row1, column), column += most;
+    else if (left >= 2)
+      linear_columns<Bits, 2>(call, weight, rows, row0, row1, column), column += 2;
     else
-      many_rows<Bits, 1>(call, sizes, rows, row0, row1, tile++);
+      linear_columns<Bits, 1>(call, weight, rows, row0, row1, column++);
   }
 }
 

@@ -5,20 +5,25 @@
 namespace tightrope {
 namespace {
 
-// Calls `use(byte, shift, plane, low)` for each bit plane of the code of channel `n`, input `k`: bits
-// [low, low + plane) of the code lie at `shift` of that byte of the tile's codes.
+// Calls `use(byte, piece, low)` for each piece of the code of channel `n`, input `k`, which lies in that byte of its
+// tile's record.
 template <typename Use>
-void each_plane(const Layout& w, std::size_t n, std::size_t k, Use use) {
-  const std::size_t quad = k % kChunk / 4, lane = n % kTile * 4 + k % 4;
-  const std::size_t chunk = k / kChunk * w.chunk_bytes() + lane;
-  int low = 0;
-  for (int plane = 8; plane >= 1; plane /= 2) {
-    if ((w.bits & plane) == 0) continue;
-    const std::size_t width = static_cast<std::size_t>(plane);
-    use(chunk + 64 * (static_cast<std::size_t>(low) + quad % width), plane * static_cast<int>(quad / width), plane,
-        low);
-    low += plane;
+void each_piece(const Layout& w, std::size_t n, std::size_t k, Use use) {
+  const std::size_t chunk = kSums + kHeader + k / w.segment() * w.segment_bytes() +
+                            k % w.segment() / kChunk * w.chunk_bytes() + n % kTile * 4 + k % 4;
+  for (int low = 0; low < w.bits;) {
+    const Piece piece = piece_of(w.bits, static_cast<int>(k % kChunk / 4), low);
+    use(chunk + kVector * static_cast<std::size_t>(piece.vector), piece, low);
+    low += piece.count;
   }
+}
+
+// The scale, and after kScales bytes the zero point, of channel `n` in group `g` of its tile's record.
+std::size_t scale_offset(const Layout& w, std::size_t n, std::size_t g) {
+  return kSums + g * w.segment_bytes() + n % kTile * sizeof(float);
+}
+std::size_t zero_offset(const Layout& w, std::size_t n, std::size_t g) {
+  return kSums + g * w.segment_bytes() + kScales + n % kTile;
 }
 
 }  // namespace
@@ -28,26 +33,25 @@ void pack_tiles(const Layout& w, const std::uint8_t* codes, const float* scales,
   std::memset(packed, 0, w.bytes());
   const std::size_t groups = w.groups(), group = w.group == 0 ? w.k : w.group;
   for (std::size_t n = 0; n < w.n; ++n) {
-    std::uint8_t* tile = packed + n / kTile * w.tile_bytes();
-    std::uint8_t* planes = tile + w.codes_offset();
-    float* floats = reinterpret_cast<float*>(tile) + n % kTile;
+    std::uint8_t* record = packed + n / kTile * w.tile_bytes();
     double total = 0.0;
     for (std::size_t g = 0; g < groups; ++g) {
       const float scale = scales[n * groups + g];
       const std::uint8_t zero = zeros[n * groups + g];
-      floats[kTile * (1 + g)] = scale;
-      tile[w.zeros_offset() + kTile * g + n % kTile] = zero;
+      std::memcpy(record + scale_offset(w, n, g), &scale, sizeof scale);
+      record[zero_offset(w, n, g)] = zero;
       std::int64_t sum = 0;
       for (std::size_t k = g * group; k < (g + 1) * group && k < w.k; ++k) {
         const unsigned code = codes[n * w.k + k];
         sum += static_cast<int>(code) - zero;
-        each_plane(w, n, k, [&](std::size_t byte, int shift, int plane, int low) {
-          planes[byte] = static_cast<std::uint8_t>(planes[byte] | ((code >> low & ((1u << plane) - 1u)) << shift));
+        each_piece(w, n, k, [&](std::size_t byte, const Piece& piece, int low) {
+          record[byte] |= static_cast<std::uint8_t>((code >> low & ((1u << piece.count) - 1u)) << piece.bit);
         });
       }
       total += static_cast<double>(scale) * static_cast<double>(sum);
     }
-    floats[0] = static_cast<float>(total);
+    const float sums = static_cast<float>(total);
+    std::memcpy(record + n % kTile * sizeof sums, &sums, sizeof sums);
   }
 }
 
@@ -55,16 +59,15 @@ void unpack_tiles(const Layout& w, const std::uint8_t* packed, std::uint8_t* cod
                   std::uint8_t* zeros) noexcept {
   const std::size_t groups = w.groups();
   for (std::size_t n = 0; n < w.n; ++n) {
-    const std::uint8_t* tile = packed + n / kTile * w.tile_bytes();
-    const std::uint8_t* planes = tile + w.codes_offset();
+    const std::uint8_t* record = packed + n / kTile * w.tile_bytes();
     for (std::size_t g = 0; g < groups; ++g) {
-      scales[n * groups + g] = reinterpret_cast<const float*>(tile)[kTile * (1 + g) + n % kTile];
-      zeros[n * groups + g] = tile[w.zeros_offset() + kTile * g + n % kTile];
+      std::memcpy(scales + n * groups + g, record + scale_offset(w, n, g), sizeof(float));
+      zeros[n * groups + g] = record[zero_offset(w, n, g)];
     }
     for (std::size_t k = 0; k < w.k; ++k) {
       unsigned code = 0;
-      each_plane(w, n, k, [&](std::size_t byte, int shift, int plane, int low) {
-        code |= (static_cast<unsigned>(planes[byte]) >> shift & ((1u << plane) - 1u)) << low;
+      each_piece(w, n, k, [&](std::size_t byte, const Piece& piece, int low) {
+        code |= (static_cast<unsigned>(record[byte]) >> piece.bit & ((1u << piece.count) - 1u)) << low;
       });
       codes[n * w.k + k] = static_cast<std::uint8_t>(code);
     }
