@@ -104,9 +104,7 @@ class GP(_Sampled):
         most: decisions that a space may have.
     """
 
-    def __init__(
-        self, problem: Problem, *, startup: int = 12, spread: float = 0.15, cheaper: float = 0.1, most: int = 16
-    ) -> None:
+    def __init__(self, problem: Problem, *, startup: int = 12, spread: float = 0.15, cheaper: float = 0.1, most: int = 16) -> None:
         if problem.space.dimension > most:
             raise ConfigError(
                 f"agent gp is for spaces of at most {most} decisions and this one has {problem.space.dimension}; take auto, ilp or "

@@ -126,7 +126,9 @@ class ILP:
         """Every policy that differs from `centre` in one decision at most, decision by decision, and what it costs."""
         if centre not in self._singles:
             rows = np.repeat(start[None], self._sizes.sum(), axis=0)
-            rows[np.arange(len(rows)), np.repeat(np.arange(len(start)), self._sizes)] = np.concatenate([*map(np.arange, self._sizes)])
+            rows[np.arange(len(rows)), np.repeat(np.arange(len(start)), self._sizes)] = np.concatenate(
+                [*map(np.arange, self._sizes)]
+            )
             costs = self._problem.costs([self._problem.space.decode(p) for p in (rows + 0.5) / self._sizes])
             self._singles = {centre: (rows, costs)}
         return self._singles[centre]
