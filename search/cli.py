@@ -140,7 +140,7 @@ def front(
     from tightrope.search.report.front import write_csv
     from tightrope.search.report.page import write_html
     from tightrope.search.report.picture import write_svg
-    from tightrope.search.report.terminal import front_plot, front_table
+    from tightrope.search.report.terminal import export_hint, front_plot, front_table
 
     for write, file in ((write_html, html), (write_csv, csv), (write_svg, svg)):
         if file is not None:
@@ -148,8 +148,9 @@ def front(
             typer.echo(f"wrote {file}")
     if html is csv is svg is None:
         console = Console()
-        console.print(front_table(run))
+        console.print(front_table(run, width=console.width))
         console.print(front_plot(run, width=min(console.width, 100)))
+        typer.echo(f"\n{export_hint(run)}")
 
 
 @app.command()

@@ -172,7 +172,7 @@ class Run:
         return {
             "id": self.id, "name": self.name, "epoch": self.epoch, "count": len(self), "more": self.more,
             "bad_lines": self.bad_lines, "study": self.study, "command": f"tightrope export {shlex.quote(_text(self.shown))}",
-            "format": "onnx" if self.study.get("device") == "ort-cpu" else "packed",
+            "format": export_format(self.study.get("device", "")),
         }  # fmt: skip
 
     def part(self, start: int, most: int) -> tuple[dict[str, Any], bytes]:
@@ -336,6 +336,11 @@ def layers(network: Network, policy: Policy) -> list[dict[str, Any]]:
             }
         )  # fmt: skip
     return rows
+
+
+def export_format(device: str) -> str:
+    """What `tightrope export --format` takes for a policy of this device."""
+    return "onnx" if device == "ort-cpu" else "packed"
 
 
 def policy_key(policy: object) -> str:

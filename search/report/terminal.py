@@ -1,12 +1,14 @@
 """The front in the terminal: a table and a plot."""
 
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tightrope.search.report.axis import Axis
 from tightrope.search.report.front import WORDS, Front, amount
+from tightrope.search.report.runs import export_format
 from tightrope.spaces.cost import METRICS, Cost, Score
 
 if TYPE_CHECKING:
@@ -14,29 +16,38 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
-def front_table(run: Path) -> "Table":
-    """The front from cheapest to best, and the controls below it."""
+_ROOMY = 96  # characters in which all costs have a place
+
+
+def front_table(run: Path, *, width: int = _ROOMY) -> "Table":
+    """The front from cheapest to best, and the controls below it. In little room, no costs but the traded one, latency and size."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
     front = Front.load(run)
     header = front.record.header
-    told = [name for name in METRICS if header.dense_cost.metric(name) is not None]
+    wanted = METRICS if width >= _ROOMY else (front.metric, "latency_ms", "size_bytes")
+    told = [name for name in METRICS if name in wanted and header.dense_cost.metric(name) is not None]
     simulated = ", simulated" if header.simulated else ""
     title = f"{header.name}: front of {len(front.trials)} among {len(front.record.trials)} trials on {header.device}{simulated}"
-    table = Table(title=Text(title), title_justify="left", caption_justify="left", header_style="bold")
+    table = Table(
+        title=Text(title), title_justify="left", caption_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=0
+    )
     parts = any(trial.score is not None and front.is_part(trial.score) for trial in front.trials)
     part = f"; (n): scored on n of {header.dense_score.count} examples" if parts else ""
-    table.caption = Text(f"budget {', '.join(header.budget) or 'none'}; ● best, + beyond the budget; × as a share of dense{part}")
+    words = f"● best, + beyond the budget; dense: points to it; ×: {WORDS[front.metric]} as a share of it{part}"
+    tuned = "; fine-tuned score and measured share" if front.finals else ""
+    table.caption = Text(f"budget {', '.join(header.budget) or 'none'}; {words}{tuned}")
     table.add_column("trial", justify="right")
-    table.add_column(front.score_name, justify="right")
-    table.add_column("to dense", justify="right")
+    table.add_column("top-1 %" if header.metric == "top1" else header.metric, justify="right")
+    table.add_column("dense", justify="right")
     for name in told:
         table.add_column(WORDS[name], justify="right")
-    table.add_column(f"{WORDS[front.metric]} ×", justify="right")
+    table.add_column("×", justify="right")
     if front.finals:
-        table.add_column("fine-tuned", justify="right")
-        table.add_column("measured ×", justify="right")
+        table.add_column("tuned", justify="right")
+        table.add_column("meas.", justify="right")
     for trial in front.trials:
         assert trial.score is not None
         cells = [*_cells(front, trial.score, trial.cost, told), *_final(front, trial.number)]
@@ -55,7 +66,7 @@ def _cells(front: Front, score: Score, cost: Cost, told: list[str]) -> list[str]
     price = front.price(cost)
     part = f" ({score.count})" if front.is_part(score) else ""
     return [
-        f"{score.value:.2f} ± {score.stderr:.2f}{part}", f"{difference:+.2f}", *(amount(name, cost.metric(name)) for name in told),
+        f"{score.value:.2f}±{score.stderr:.2f}{part}", f"{difference:+.2f}", *(amount(name, cost.metric(name)) for name in told),
         f"{price:.3f}" if math.isfinite(price) else "–",
     ]  # fmt: skip
 
@@ -66,8 +77,8 @@ def _final(front: Front, number: int) -> list[str]:
     final = front.finals.get(number)
     if final is None:
         return ["", ""]
-    measured = "" if final.measured is None else "{:.3f} [{:.3f}, {:.3f}]".format(*final.measured)
-    return [f"{final.score.value:.2f} ± {final.score.stderr:.2f}", measured]
+    measured = "" if final.measured is None else f"{final.measured[0]:.3f}"
+    return [f"{final.score.value:.2f}±{final.score.stderr:.2f}", measured]
 
 
 def front_plot(run: Path, *, width: int = 76, height: int = 18) -> "Text":
@@ -110,6 +121,16 @@ def front_plot(run: Path, *, width: int = 76, height: int = 18) -> "Text":
     names = ", ".join(f"{_letter(name)} {name}" for name, _, _ in controls)
     text.append(f"{WORDS[front.metric]} as a share of dense   ● front   · trial   │ budget   {names}")
     return text
+
+
+def export_hint(run: Path) -> str:
+    """The command that exports the best trial; empty where there is none yet."""
+    front = Front.load(run)
+    if front.best is None:
+        return ""
+    return (
+        f"tightrope export {shlex.quote(str(run))} --trial {front.best.number} --format {export_format(front.record.header.device)}"
+    )
 
 
 def _letter(control: str) -> str:

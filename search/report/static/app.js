@@ -189,7 +189,7 @@ export class App {
     return this.state.relative ? ends.map((end) => end / run.whole(metric)) : ends;
   }
 
-  /** Whether an axis is logarithmic: as chosen, or where a cost spans more than a factor of four. */
+  /** Whether an axis is logarithmic: as chosen, or where the trials' cost spans more than a factor of four. */
   isLog(axis) {
     const chosen = this.state[axis === "x" ? "logX" : "logY"];
     if (chosen !== null) return chosen;
@@ -197,7 +197,7 @@ export class App {
     let [low, high] = [Infinity, 0];
     for (const point of this.points) {
       const value = axis === "x" ? point.vx : point.vy;
-      if (value > 0) [low, high] = [Math.min(low, value), Math.max(high, value)];
+      if (value > 0 && point.kind === KIND.trial) [low, high] = [Math.min(low, value), Math.max(high, value)];
     }
     return high > 4 * low;
   }

@@ -21,18 +21,36 @@ export function area(front, reference) {
   return sum;
 }
 
-/** Index of the trial to take: of the feasible ones whose score ties with the highest, the cheapest; -1 where there is none. */
+/** The cost that a run's trials are compared by: the first that the budget bounds. */
+function priceOf(run) {
+  const [bounded] = Object.keys(run.study.limits ?? {});
+  return run.columns[aimsAtCost(run) ? "latency_ms" : (bounded ?? "latency_ms")];
+}
+
+/** Whether the aim is the least cost at an accuracy that must be kept. */
+export function aimsAtCost(run) {
+  return Number.isFinite(run.study.floor ?? NaN);
+}
+
+/** Index of the trial to take, -1 where there is none: the highest score within the budget, or the least cost. */
 export function bestOf(run) {
+  const { kind, feasible, score, number } = run.columns;
+  const [leastCost, cost] = [aimsAtCost(run), priceOf(run)];
+  let best = -1;
+  for (let i = 0; i < run.count; i++) {
+    if (kind[i] !== KIND.trial || feasible[i] !== 1 || !Number.isFinite(score[i])) continue;
+    const steps = [score[best] - score[i], cost[i] - cost[best], number[i] - number[best]];
+    if (leastCost) [steps[0], steps[1]] = [steps[1], steps[0]];
+    if (best < 0 || steps.find((step) => step !== 0) < 0) best = i;
+  }
+  return best;
+}
+
+/** Whether a trial costs less than the best of its run and scores within the standard error of it. */
+export function tiesWithBest(run, index) {
   const { kind, feasible, score, stderr } = run.columns;
-  const free = (run.study.floor ?? null) === null; // else the aim is the least cost
-  const price = (free ? Object.keys(run.study.limits ?? {})[0] : null) ?? "latency_ms";
-  const able = [];
-  for (let i = 0; i < run.count; i++)
-    if (kind[i] === KIND.trial && feasible[i] === 1 && Number.isFinite(score[i])) able.push(i);
-  if (!able.length) return -1;
-  const top = able.reduce((a, b) => (score[b] > score[a] ? b : a));
-  const floor = free ? score[top] - (stderr[top] || 0) : -Infinity;
-  const costs = run.columns[price];
-  const cheaper = (a, b) => costs[b] < costs[a] || (costs[b] === costs[a] && score[b] > score[a]);
-  return able.filter((i) => score[i] >= floor).reduce((a, b) => (cheaper(a, b) ? b : a));
+  const { best } = run;
+  if (best < 0 || kind[index] !== KIND.trial || feasible[index] !== 1 || aimsAtCost(run)) return false;
+  const cost = priceOf(run);
+  return score[index] >= score[best] - (stderr[best] || 0) && cost[index] < cost[best];
 }

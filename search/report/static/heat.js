@@ -56,7 +56,10 @@ export class Heat extends Plot {
   async update() {
     const { app } = this;
     const run = this.choose(app.shown.filter((r) => r.front.length));
-    if (!run) return void this.show([]);
+    if (!run) {
+      this.fetched = null;
+      return void this.show([]);
+    }
     const brushed = app.brushed?.filter((p) => p.run === run) ?? [];
     const all = brushed.length ? brushed.sort((a, b) => a.x - b.x || a.y - b.y) : run.front;
     this.title.textContent = brushed.length

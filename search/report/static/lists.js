@@ -39,7 +39,8 @@ export class RunList {
     const { app } = this;
     const trials = `${counted(run.trials)} trials${run.failed ? `, ${run.failed} failed` : ""}`;
     const few = app.runs.size <= MANY_RUNS;
-    const facts = few ? [[run.study.agent, run.study.device].filter(Boolean).join(" on "), trials] : [`${run.study.agent}, ${trials}`];
+    const { agent, device } = run.study;
+    const facts = few ? [[agent, device].filter(Boolean).join(" on "), trials] : [`${agent}, ${trials}`];
     if (run.visible && run.count) {
       const share = run.front.filter((point) => point.joint).length;
       const joint = app.shown.length > 1 ? ` · joint front ${share} of ${app.joint.length}` : "";

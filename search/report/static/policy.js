@@ -1,7 +1,10 @@
 // One record: its figures, the command that exports it and its policy layer by layer; with nothing chosen, the best of each run.
 
 import { button, element, heads } from "./dom.js";
+import { tiesWithBest } from "./fronts.js";
 import { amount, bitShare, bitText, clamp, counted, digits, METRICS, signed, times } from "./numbers.js";
+
+const QUIET = ["best", "ties with the best", "front"];
 
 export class Detail {
   constructor(app, host) {
@@ -76,6 +79,7 @@ export class Detail {
     if (simulated[index] === 1) flags.push("simulated");
     if (extrapolated[index] === 1) flags.push("extrapolated");
     if (run.best === index) flags.push("best");
+    if (tiesWithBest(run, index)) flags.push("ties with the best");
     if (run.front.some((p) => p.index === index)) flags.push("front");
     if (Number.isFinite(failed[index])) flags.push("failed");
     else if (run.isTrial(index) && feasible[index] !== 1) flags.push("not within the budget");
@@ -85,7 +89,7 @@ export class Detail {
   head(run, index) {
     const { app } = this;
     const badges = this.flags(run, index).map((text) => {
-      return element("span", { class: `badge ${["best", "front"].includes(text) ? "" : "loud"}` }, text);
+      return element("span", { class: `badge ${QUIET.includes(text) ? "" : "loud"}` }, text);
     });
     const isPinned = app.pinned?.run === run && app.pinned.index === index;
     const pin = button(isPinned ? "Pinned" : "Pin", () => app.pin(isPinned ? null : { run, index }), {

@@ -31,15 +31,17 @@ export class Scatter extends Plot {
     this.draw();
   }
 
-  /** A view of these points. With `most`, scores far below all others may lie outside. */
+  /** A view of these points. With `most`, scores far below all others may lie outside, and controls of far higher cost. */
   around(points, most = false) {
     const view = {};
     for (const [axis, at] of [["x", "ax"], ["y", "ay"]]) {
-      const floor = most && this.app.state[axis] === "score" ? lowest(points, at) : -Infinity;
+      const isScore = this.app.state[axis] === "score";
+      const floor = most && isScore ? lowest(points, at) : -Infinity;
+      const ceiling = most && !isScore ? highest(points, at, this.app.log[axis]) : Infinity;
       let [low, high] = [Infinity, -Infinity];
       for (const point of points) {
         const v = point[at];
-        if (!Number.isFinite(v) || (v < floor && point.kind === KIND.trial)) continue;
+        if (!Number.isFinite(v) || (point.kind === KIND.trial ? v < floor : v > ceiling)) continue;
         if (v < low) low = v;
         if (v > high) high = v;
       }
@@ -215,8 +217,9 @@ export class Scatter extends Plot {
         const place = axis === "x"
           ? { x: flip ? at - 5 : at + 5, y: bottom - 8, "text-anchor": flip ? "end" : "start" }
           : { x: right - 6, y: at - 5, "text-anchor": "end" };
-        const text = shape("text", { class: "budget-text halo", ...place }, app.limitText(run, app.state[axis]));
-        nodes.set(`${axis}${at.toFixed(0)}`, shape("g", {}, shape("line", { class: "budget", ...line }), text));
+        const text = app.limitText(run, app.state[axis]);
+        nodes.set(`${axis}${at.toFixed(0)}`, shape("line", { class: "budget", ...line }));
+        nodes.set(`${axis}${text}`, shape("text", { class: "budget-text halo", ...place }, text)); // once, of several close by
       }
     return [...nodes.values()];
   }
@@ -226,7 +229,8 @@ export class Scatter extends Plot {
     if (this.follow !== "most") return [];
     const { left, right, top, bottom } = this.box;
     let out = 0;
-    for (const { sx, sy } of this.app.points) if (sx < left || sx > right || sy < top || sy > bottom) out++;
+    for (const { kind, sx, sy } of this.app.points)
+      if (kind === KIND.trial && (sx < left || sx > right || sy < top || sy > bottom)) out++;
     if (!out) return [];
     const text = `${counted(out)} far below ${out === 1 ? "is" : "are"} not in view: “All” shows ${out === 1 ? "it" : "them"}`;
     return [shape("text", { class: "outside halo", x: right - 6, y: bottom - 8, "text-anchor": "end" }, text)];
@@ -278,7 +282,7 @@ export class Scatter extends Plot {
       const name = run.text("label", index);
       const look = { d: CONTROL_SHAPES[name] ?? SHAPES[1], fill: colour, stroke: app.theme("card"), "stroke-width": 1.25 };
       nodes.push(shape("path", { class: "control", "data-name": name, transform, ...look }));
-      if (!named.has(name)) texts.push(this.label(point, name, taken));
+      if (!named.has(name)) texts.push(sx > this.box.right ? this.beyond(point, name) : this.label(point, name, taken));
       named.add(name);
     }
     return [...nodes, ...texts];
@@ -292,6 +296,12 @@ export class Scatter extends Plot {
     while (taken.some((t) => Math.abs(t.y - y) < 13 && left < t.right && t.left < left + width)) y += 13;
     taken.push({ left, right: left + width, y });
     return shape("text", { class: "halo label", x: left, y }, name);
+  }
+
+  /** The name and value of a control that lies to the right of the plot. */
+  beyond({ sy, vx }, name) {
+    const text = `${name}, ${this.app.amount(this.app.state.x, vx)} →`;
+    return shape("text", { class: "halo label", x: this.box.right - 4, y: sy + 4, "text-anchor": "end" }, text);
   }
 
   bests() {
@@ -347,6 +357,14 @@ export class Scatter extends Plot {
     this.host.style.cursor = point ? "pointer" : "";
     this.marks();
   }
+}
+
+/** A cost above which controls are far from all trials: three times that of the dearest. */
+function highest(points, at, log) {
+  let top = -Infinity;
+  for (const point of points) if (point.kind === KIND.trial && point[at] > top) top = point[at];
+  if (top === -Infinity) return Infinity;
+  return log ? top + Math.log10(3) : 3 * top;
 }
 
 /** A score below which trials are far from all others: below the lowest tenth by 1.5 times what lies between the tenths. */

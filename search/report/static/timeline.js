@@ -2,7 +2,7 @@
 
 import { KIND } from "./data.js";
 import { shape } from "./dom.js";
-import { area, nonDominated } from "./fronts.js";
+import { aimsAtCost, area, nonDominated } from "./fronts.js";
 import { clamp, digits, METRICS } from "./numbers.js";
 import { Plot } from "./plot.js";
 
@@ -29,7 +29,7 @@ export class TimeLine extends Plot {
     const key = [run.version, state.clock, JSON.stringify(this.reference), state.relative, state.x, state.y].join("|");
     const known = this.cache.get(run.id);
     if (known?.key === key) return known;
-    const least = this.kind === "best" && Number.isFinite(run.study.floor ?? NaN);
+    const least = this.kind === "best" && aimsAtCost(run);
     const next = this.kind === "best" ? this.bestSoFar(run, least) : this.volumeSoFar(run);
     const { kind, cpu_seconds: cpu } = run.columns;
     const steps = [];

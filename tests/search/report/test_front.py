@@ -17,7 +17,7 @@ from tightrope.search.report.axis import Axis
 from tightrope.search.report.front import Front, amount, write_csv
 from tightrope.search.report.page import write_html
 from tightrope.search.report.picture import write_svg
-from tightrope.search.report.terminal import front_plot, front_table
+from tightrope.search.report.terminal import export_hint, front_plot, front_table
 from tightrope.spaces.errors import RunError
 
 MARKUP = "<script>window.hacked=1</script>"
@@ -131,6 +131,15 @@ def test_the_page_needs_nothing_but_itself(run: tuple[Path, list[dict[str, Any]]
     assert [url for url in asked if not url.startswith(("file:", "blob:", "data:"))] == []
     assert errors == []
     page.close()
+
+
+def test_the_command_that_exports_the_best(run: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    best = Front.load(run[0]).best
+    assert best is not None
+    assert export_hint(run[0]) == f"tightrope export {run[0]} --trial {best.number} --format onnx"
+    sample_runs.write_run(tmp_path / "a b", trials=30, device="bitfusion")
+    assert export_hint(tmp_path / "a b").startswith(f"tightrope export '{tmp_path}/a b' --trial ")
+    assert export_hint(tmp_path / "a b").endswith(" --format packed")
 
 
 def test_a_score_on_a_part_of_the_split_says_so(tmp_path: Path) -> None:
