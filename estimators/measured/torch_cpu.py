@@ -100,10 +100,11 @@ class TorchRuntime:
     def steady(self) -> Sequence[Timed]:
         image, weight = torch.rand(1, 32, 28, 28), torch.rand(32, 32, 3, 3)
         image = image.contiguous(memory_format=torch.channels_last)
-        rows, matrix = torch.rand(64, 256), torch.rand(256, 256)
+        rows, matrix, row = torch.rand(64, 256), torch.rand(256, 256), torch.rand(1, 64)
+        small = torch.nn.Sequential(*[torch.nn.Linear(64, 64) for _ in range(20)])  # what a call costs
         calls: list[Call] = [
             lambda: torch.conv2d(image, weight, None, 1, 1), lambda: torch.nn.functional.linear(rows, matrix),
-            lambda: torch.relu(image), lambda: torch.add(image, image), lambda: None,
+            lambda: torch.relu(image), lambda: small(row), lambda: None,
         ]  # fmt: skip
         return [Runner(call, whole=True) for call in calls]
 
