@@ -161,6 +161,10 @@ def linears(m: int, k: int, n: int, rounds: int) -> dict[str, float]:
     return found
 
 
+def _quantised_then(call: Callable[..., object], x: torch.Tensor, given: tuple[object, ...]) -> object:
+    return call(torch.quantize_per_tensor(x, 0.03, 128, torch.quint8).int_repr(), *given)
+
+
 def convolutions(rounds: int) -> dict[str, float]:
     """`QuantConv2d` on float32 against the bare operator of oneDNN with torch's own quantisation before it, and torch fp32."""
     found = {}
@@ -183,7 +187,7 @@ def convolutions(rounds: int) -> dict[str, float]:
                     "ours": partial(layer, x),
                     "ours_on_codes": partial(layer, coded),
                     "bare_on_codes": partial(bare, coded, *given),
-                    "qconv": lambda: bare(torch.quantize_per_tensor(x, 0.03, 128, torch.quint8).int_repr(), *given),
+                    "qconv": partial(_quantised_then, bare, x, given),
                     "torch": partial(plain, x),
                 },
                 rounds,
