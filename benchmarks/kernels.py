@@ -33,6 +33,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tightrope.compressors import _kernels, kernels
 from tightrope.compressors.kernels.linear import QuantLinear, groups_of
+from tightrope.compressors.kernels.onednn import QuantConv2d
+from tightrope.compressors.kernels.ops import quantize
 
 Call = Callable[[], object]
 SHAPES = [(1, 768, 768), (1, 768, 3072), (1, 4096, 4096), (32, 768, 3072), (128, 1024, 1024)]
@@ -159,6 +161,45 @@ def linears(m: int, k: int, n: int, rounds: int) -> dict[str, float]:
     return found
 
 
+def _quantised_then(call: Callable[..., object], x: torch.Tensor, given: tuple[object, ...]) -> object:
+    return call(torch.quantize_per_tensor(x, 0.03, 128, torch.quint8).int_repr(), *given)
+
+
+def convolutions(rounds: int) -> dict[str, float]:
+    """`QuantConv2d` on float32 against the bare operator of oneDNN with torch's own quantisation before it, and torch fp32."""
+    found = {}
+    for channels, size in ((64, 56), (256, 14)):
+        codes = torch.randint(0, 16, (channels, channels, 3, 3), dtype=torch.uint8)
+        layer = QuantConv2d.from_codes(
+            codes, torch.rand(channels) / 100, torch.randn(channels), bits=4, padding=(1, 1), activation="relu", x_scale=0.03,
+            x_zero=128, y_scale=0.05,
+        )  # fmt: skip
+        x = torch.randn(1, channels, size, size).contiguous(memory_format=torch.channels_last)
+        plain = torch.nn.Conv2d(channels, channels, 3, padding=1).to(memory_format=torch.channels_last)
+        given = (
+            0.03, 128, layer.prepacked, layer.scales, layer.no_zeros, layer.bias, [1, 1], [1, 1], [1, 1], 1, 0.05, 0, torch.uint8,
+            "relu", [], "",
+        )  # fmt: skip
+        bare, coded = torch.ops.onednn.qconv_pointwise.default, quantize(x, 0.03, 128)
+        with torch.inference_mode():
+            us = interleaved(
+                {
+                    "ours": partial(layer, x),
+                    "ours_on_codes": partial(layer, coded),
+                    "bare_on_codes": partial(bare, coded, *given),
+                    "qconv": partial(_quantised_then, bare, x, given),
+                    "torch": partial(plain, x),
+                },
+                rounds,
+            )
+        shape = f"conv_3x3x{channels}x{channels}x{size}"
+        found[f"{shape}_vs_qconv"] = us["ours"] / us["qconv"]
+        found[f"{shape}_on_codes_vs_qconv"] = us["ours_on_codes"] / us["bare_on_codes"]
+        found[f"{shape}_vs_torch"] = us["ours"] / us["torch"]
+        print(f"\n{shape}: " + ", ".join(f"{name} {value:.1f} us" for name, value in us.items()))
+    return found
+
+
 def call_cost(rounds: int) -> float:
     """Microseconds that the operator costs over the bare kernel at 1x64x32."""
     layer, x, y = ours(4, 64, 32), torch.randn(1, 64), torch.empty(1, 32)
@@ -247,6 +288,7 @@ def main() -> None:
         found: dict[str, float] = {}
         for shape in SHAPES:
             found |= linears(*shape, args.rounds)
+        found |= convolutions(args.rounds)
         found["call_cost_us"] = call_cost(args.rounds)
         if "avx2" in kernels.isas():
             found["avx2_w4_128x1024x1024_vs_torch"] = avx2(args.rounds)

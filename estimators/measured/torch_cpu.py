@@ -19,6 +19,7 @@ from tightrope.spaces.policy import Policy
 Call = Callable[[], object]
 LOWERING = 2  # counts up when kernels or lowering change, so that what was timed before is not compared with what comes after
 WIDTHS = range(2, 9)
+_OTHERS = torch.zeros(1 << 19)  # 2 MB, more than a core keeps to itself
 UNIT_BYTES = 1 << 18  # about what a unit takes, of the memory that units which are timed side by side may take
 
 
@@ -43,8 +44,8 @@ class Source(Protocol):
 class Runner:
     """A call in torch, ready to be timed.
 
-    A visit to a unit is one call, which finds caches that everything in between has used, as it does between the others of its
-    net; a visit to a whole net is the second of two calls.
+    A visit to a unit is one call on a cache that something else has just filled, as the other units of its net do; a visit to a
+    whole net is the second of two calls.
     """
 
     def __init__(self, call: Call, *, whole: bool) -> None:
@@ -58,6 +59,8 @@ class Runner:
         with one_thread(), torch.inference_mode():
             if self._whole:
                 call()
+            else:
+                _OTHERS.sum()
             start = time.thread_time_ns()
             call()
             return time.thread_time_ns() - start
@@ -97,12 +100,13 @@ class TorchRuntime:
     def steady(self) -> Sequence[Timed]:
         image, weight = torch.rand(1, 32, 28, 28), torch.rand(32, 32, 3, 3)
         image = image.contiguous(memory_format=torch.channels_last)
-        rows, matrix = torch.rand(64, 256), torch.rand(256, 256)
+        rows, matrix, row = torch.rand(64, 256), torch.rand(256, 256), torch.rand(1, 64)
+        small = torch.nn.Sequential(*[torch.nn.Linear(64, 64) for _ in range(20)])  # what a call costs
         calls: list[Call] = [
             lambda: torch.conv2d(image, weight, None, 1, 1), lambda: torch.nn.functional.linear(rows, matrix),
-            lambda: torch.relu(image), lambda: torch.add(image, image), lambda: None,
+            lambda: torch.relu(image), lambda: small(row), lambda: None,
         ]  # fmt: skip
-        return [Runner(call, whole=False) for call in calls]
+        return [Runner(call, whole=True) for call in calls]
 
 
 class TorchCpu(Measured):
