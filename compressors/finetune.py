@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from tightrope.compressors.calibrate import batch_of, first_tensor
 from tightrope.compressors.capture import arguments
+from tightrope.compressors.keeper import Keeper, Training
 from tightrope.compressors.norms import normed
 from tightrope.compressors.quantize.fake import LEARNING, Learning, Quantizer
 from tightrope.compressors.quantize.learn import learned
@@ -72,6 +74,7 @@ def finetune(
     *,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     on_step: Progress | None = None,
+    keeper: Keeper | None = None,
 ) -> fx.GraphModule:
     """Train `small` in place, distilling from `dense` (Hinton et al. 2015), rounding in the loop; returns it in `eval` mode.
 
@@ -83,6 +86,7 @@ def finetune(
         train: batches `(inputs, target)`, or inputs alone, which then learn from the dense model only.
         augment: applied to the inputs (a tensor) of each batch before both models see it.
         on_step: called with `(step, steps, loss)`.
+        keeper: keeps the state after each epoch, goes on where it stopped, and may end it early.
 
     Raises:
         DataError: there is no batch, or the loss is not finite.
@@ -98,14 +102,14 @@ def finetune(
     norms = normed(small, deck.some()) if tuning.norms and deck.least >= LEAST_BATCH else nullcontext()
     with norms, learned(small, tuning.weight_steps, tuning.ranges):
         small.train()
-        _train(small, dense, deck, tuning, augment, on_step)
+        _train(small, dense, deck, tuning, augment, on_step, keeper)
         small.eval()
     return small
 
 
 def _train(
     small: nn.Module, dense: nn.Module, deck: "_Deck", tuning: Tuning,
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None, on_step: Progress | None,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None, on_step: Progress | None, keeper: Keeper | None,
 ) -> None:  # fmt: skip
     generator = torch.Generator().manual_seed(tuning.seed)
     groups = _parameters(small, tuning)
@@ -113,22 +117,27 @@ def _train(
     steps = tuning.epochs * len(deck)
     optimiser = torch.optim.AdamW(groups, lr=tuning.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: tuning.rate(step / steps))
-    for step, (inputs, target, known) in enumerate(deck.deal(tuning.epochs, generator), 1):
-        if augment is not None and isinstance(inputs, Tensor):
-            inputs = augment(inputs, generator)
-        args, kwargs = arguments(inputs)
-        teacher = _answer(dense, inputs) if known is None else known
-        loss = _loss(first_tensor(small(*args, **kwargs)), teacher, target, tuning)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise DataError(f"the loss of fine-tuning is {value} in step {step}; lower its learning rate ({tuning.lr})")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, 5.0)
-        optimiser.step()
-        schedule.step()
-        if on_step is not None:
-            on_step(step, steps, value)
+    training = Training(small, optimiser, schedule, generator)
+    done = 0 if keeper is None else keeper.begin(training, len(deck), tuning.epochs)
+    for epoch in range(done, tuning.epochs):
+        for step, (inputs, target, known) in enumerate(deck.deal(generator), epoch * len(deck) + 1):
+            if augment is not None and isinstance(inputs, Tensor):
+                inputs = augment(inputs, generator)
+            args, kwargs = arguments(inputs)
+            teacher = _answer(dense, inputs) if known is None else known
+            loss = _loss(first_tensor(small(*args, **kwargs)), teacher, target, tuning)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise DataError(f"the loss of fine-tuning is {value} in step {step}; lower its learning rate ({tuning.lr})")
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(parameters, 5.0)
+            optimiser.step()
+            schedule.step()
+            if on_step is not None:
+                on_step(step, steps, value)
+        if keeper is not None and not keeper.end(training):
+            break
 
 
 def _parameters(small: nn.Module, tuning: Tuning) -> list[dict[str, Any]]:
@@ -145,12 +154,12 @@ class _Deck:
 
     def __init__(self, dense: nn.Module, batches: Sequence[Any], tuning: Tuning, *, asked: bool) -> None:
         self.pairs = [batch_of(item) for item in batches]
-        self.answers = self._ask(dense) if asked else None
+        self._dense, self._asked = dense, asked
         tensors = all(isinstance(x, Tensor) and isinstance(y, Tensor) for x, y in self.pairs)
         self.whole = tensors and tuning.batch is not None
         if self.whole:
             inputs, targets = torch.cat([x for x, _ in self.pairs]), torch.cat([y for _, y in self.pairs])
-            self.examples = inputs, targets, None if self.answers is None else torch.cat(self.answers)
+            self.examples = inputs, targets
             self.count = -(-len(inputs) // (tuning.batch or 1))
             self.least = len(inputs) // self.count
         else:
@@ -161,9 +170,12 @@ class _Deck:
         """Batches in an epoch."""
         return self.count
 
-    def _ask(self, dense: nn.Module) -> list[Tensor] | None:
+    @cached_property
+    def answers(self) -> list[Tensor] | None:
         """What the dense model says to each batch, asked once, where a row answers each example."""
-        found = [_answer(dense, x) for x, _ in self.pairs]
+        if not self._asked:
+            return None
+        found = [_answer(self._dense, x) for x, _ in self.pairs]
         fits = all(isinstance(x, Tensor) and len(x) == len(y) for (x, _), y in zip(self.pairs, found, strict=True))
         return found if fits else None
 
@@ -177,16 +189,17 @@ class _Deck:
                 break
         return found
 
-    def deal(self, epochs: int, generator: torch.Generator) -> Iterator[tuple[Any, Any, Tensor | None]]:
-        """Inputs, targets and answers, in a new order each epoch."""
-        for _ in range(epochs):
-            if self.whole:
-                inputs, targets, known = self.examples
-                for chosen in torch.tensor_split(torch.randperm(len(inputs), generator=generator), self.count):
-                    yield inputs[chosen], targets[chosen], None if known is None else known[chosen]
-            else:
-                for index in torch.randperm(self.count, generator=generator).tolist():
-                    yield *self.pairs[index], None if self.answers is None else self.answers[index]
+    def deal(self, generator: torch.Generator) -> Iterator[tuple[Any, Any, Tensor | None]]:
+        """One epoch of inputs, targets and answers, in a new order."""
+        answers = self.answers
+        if self.whole:
+            inputs, targets = self.examples
+            known = None if answers is None else torch.cat(answers)
+            for chosen in torch.tensor_split(torch.randperm(len(inputs), generator=generator), self.count):
+                yield inputs[chosen], targets[chosen], None if known is None else known[chosen]
+        else:
+            for index in torch.randperm(self.count, generator=generator).tolist():
+                yield *self.pairs[index], None if answers is None else answers[index]
 
 
 def _length(inputs: Any) -> int:

@@ -8,8 +8,9 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -76,8 +77,12 @@ class Executor(Protocol):
         """Wait for one of the submitted policies."""
         ...
 
+    def release(self) -> None:
+        """Give back the workers' cores; nothing can be submitted from then on."""
+        ...
+
     def close(self) -> None:
-        """Let go of the workers."""
+        """Let go of all that was started."""
         ...
 
 
@@ -115,8 +120,11 @@ class Inline:
     def next(self) -> Outcome:
         return score(self._evaluator, *self._waiting.popleft())
 
-    def close(self) -> None:
+    def release(self) -> None:
         self._waiting.clear()
+
+    def close(self) -> None:
+        self.release()
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:
@@ -255,13 +263,16 @@ class RayPool:
             _log.warning("the worker of trial %d died and the trial is tried again: %s", job[0], _reason(error))
             self._send(hired, job, tries + 1)
 
-    def close(self) -> None:
+    def release(self) -> None:
         if self._feeder.is_alive():
             self._events.put(None)
             self._feeder.join()
         for actor in [*self._idle, *(entry[0] for entry in self._running.values())]:
             self._ray.kill(actor)
         self._idle, self._running = [], {}
+
+    def close(self) -> None:
+        self.release()
         if self._owned:
             self._ray.shutdown()
 
@@ -271,16 +282,28 @@ def _start(workers: int, address: str | None, payload_bytes: int) -> None:
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
+    silent: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
     try:
         if address is None:
             room = max(2**28, 2 * payload_bytes)
-            ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=room, **quiet)
+            ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=room, **silent)
         else:
             _reach(address)
-            ray.init(address=address, **quiet)
+            ray.init(address=address, **silent)
     except (OSError, RuntimeError, ValueError) as error:
         raise RunError(f"Ray cannot be {'started' if address is None else f'reached at {address!r}'}: {_reason(error)}") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Ray's own messages below errors are left out."""
+    logger = logging.getLogger("ray")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _reach(address: str) -> None:

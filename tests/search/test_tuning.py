@@ -1,0 +1,143 @@
+"""Fine-tuning that is killed, gone on with, halved, and spread over Ray."""
+
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import fx
+
+import tightrope as tr
+from tests import digits
+from tightrope.compressors.finetune import Tuning, finetune
+from tightrope.compressors.prepare import Prepared
+from tightrope.compressors.recalibrate import recalibrate
+from tightrope.search import distribute
+from tightrope.search.tuning import Halving, tune
+from tightrope.spaces import Policy
+from tightrope.spaces.errors import DataError
+from tightrope.spaces.policy import Choice
+
+TUNING = Tuning(epochs=4, lr=1e-3)
+
+
+@cache
+def ready() -> Prepared:
+    task = digits.task()
+    return tr.prepare(task.model, task.example_inputs, task.split("calibration"))
+
+
+def modules(*shares: float) -> dict[str, fx.GraphModule]:
+    """Compressed modules that keep these shares of all channels, in 8-bit integers."""
+    task, prepared, found = digits.task(), ready(), {}
+    network = prepared.network
+    for share in shares:
+        widths = {g: max(1, int(w * share)) for g, w in network.widths.items()}
+        policy = Policy.make(network, widths, {x.name: Choice(8, 8) for x in network.layers})
+        found[f"{share}"] = recalibrate(tr.compress_prepared(None, policy, prepared), task.split("calibration"))
+    return found
+
+
+def weights(module: fx.GraphModule) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, torch.Tensor]:
+    """The weights after fine-tuning without interruption or files."""
+    task, [module] = digits.task(), modules(0.5).values()
+    return weights(finetune(module, task.model, task.split("train"), TUNING))
+
+
+class Killed(Exception):
+    pass
+
+
+def test_gone_on_with_is_as_if_it_had_never_stopped(tmp_path: Path, plain: dict[str, torch.Tensor]) -> None:
+    task, steps = digits.task(), []
+
+    def kill(step: int, count: int, loss: float) -> None:
+        steps.append(step)
+        if step == count // 2 + 2:  # in the middle of the third epoch
+            raise Killed
+
+    with pytest.raises(Killed):
+        tune(modules(0.5), task, TUNING, tmp_path, halve=False, on_step=kill)
+    again = modules(0.5)
+    seen: list[int] = []
+    assert tune(again, task, TUNING, tmp_path, halve=False, on_step=lambda step, count, loss: seen.append(step)) == {"0.5": 4}
+    assert seen[0] == 19 and seen[-1] == 36  # nine batches an epoch: two epochs were kept
+    assert same(weights(again["0.5"]), plain)
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from tests.search.test_tuning import *
+torch.set_num_threads(1)
+tune(modules(0.5), digits.task(), TUNING, Path(sys.argv[1]), halve=False, on_step=lambda *_: time.sleep(0.02))
+"""
+
+
+def test_a_kill_loses_the_epoch_in_progress_alone(tmp_path: Path, plain: dict[str, torch.Tensor]) -> None:
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", DRIVER, str(tmp_path)], cwd=Path(__file__).parents[2]) as driver:
+        while driver.poll() is None and not list(tmp_path.glob("*.safetensors")):
+            time.sleep(0.01)
+        time.sleep(0.1)
+        driver.send_signal(signal.SIGKILL)
+    [file] = tmp_path.glob("*.safetensors")
+    with safe_open(file, "pt") as held:  # type: ignore[no-untyped-call]
+        kept = held.metadata()["scores"].count(",") + 1
+    again, seen = modules(0.5), []
+    tune(again, digits.task(), TUNING, tmp_path, halve=False, on_step=lambda step, count, loss: seen.append(step))
+    assert 1 <= kept < 4 and seen[0] == 9 * kept + 1
+    assert same(weights(again["0.5"]), plain)
+
+
+def test_another_rate_begins_anew_and_a_damaged_file_is_said(tmp_path: Path) -> None:
+    task = digits.task()
+    tune(modules(0.5), task, Tuning(epochs=1), tmp_path, halve=False)
+    assert tune(modules(0.5), task, Tuning(epochs=1, lr=1e-4), tmp_path, halve=False) == {"0.5": 1}
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    for file in tmp_path.glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"cannot be read .* remove it to fine-tune anew"):
+        tune(modules(0.5), task, Tuning(epochs=1), tmp_path, halve=False)
+
+
+def test_who_falls_behind_stops(tmp_path: Path) -> None:
+    found = tune(modules(1.0, 0.75, 0.1), digits.task(), TUNING, tmp_path, halve=True)
+    assert found["1.0"] == 4 and found["0.1"] == 1
+
+
+def test_halving_is_the_published_rule() -> None:
+    rule = Halving(epochs=4)
+    assert [rule.go_on(1, s) for s in (5.0, 4.0, 4.5, 6.0)] == [True, False, True, True]  # medians of those before: -, 5, 4.5, 4.5
+    assert [rule.go_on(2, 5.0), rule.go_on(3, 0.0), rule.go_on(4, 9.0)] == [True, True, False]
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Any:
+    import ray
+
+    distribute._start(2, None, 2**26)
+    yield ray
+    ray.shutdown()
+
+
+def test_ray_tune_trains_the_same_and_stops_who_falls_behind(ray_here: Any, tmp_path: Path, plain: dict[str, torch.Tensor]) -> None:
+    found = modules(0.5, 0.1)
+    epochs = tune(found, digits.task(), TUNING, tmp_path, halve=True, workers=1)
+    assert epochs == {"0.5": 4, "0.1": 1}
+    assert same(weights(found["0.5"]), plain)
+    assert not [p for p in tmp_path.rglob("*") if p.suffix != ".safetensors"]
