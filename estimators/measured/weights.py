@@ -80,7 +80,7 @@ class Weights:
                         zero = np.zeros(count, np.int64)
                         zero[who] = np.where(integer, item * (made << 4) + item, 0)  # told apart by item and length
                         zeros.append(zero)
-        shared = np.sort(np.reshape(zeros, (len(zeros), count)), axis=0)
+        shared = np.sort(np.array(zeros, np.int64).reshape(len(zeros), count), axis=0)
         fresh = np.diff(shared, axis=0, prepend=0) != 0
         return Held(size + np.where(fresh, shared >> 4, 0).sum(axis=0), macs, energy)
 
