@@ -3,10 +3,10 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
-#include <stdexcept>
 #include <string>
 
 #include "kernels.h"
+#include "require.h"
 
 namespace tightrope {
 namespace {
@@ -34,38 +34,43 @@ std::size_t round_up(std::size_t value, std::size_t to) { return (value + to - 1
 constexpr double kWorthAThread = 4e6;  // multiply-accumulates; below, starting a team costs more than it wins
 constexpr std::size_t kTilesOfTask = 2;
 
-void require(bool holds, const std::string& what) {
-  if (!holds) throw std::invalid_argument(what);
-}
-
 bool is_scale(double value) { return value > 1e-30 && value < 1e30; }
 
 }  // namespace
 
 Layout checked_layout(std::int64_t n, std::int64_t k, std::int64_t bits, std::int64_t group) {
   constexpr std::int64_t most = std::int64_t{1} << 31;
-  require(bits >= 2 && bits <= 8, "bits must lie in [2, 8], got " + std::to_string(bits));
-  require(n >= 1 && k >= 1 && n < most && k < most,
-          "n and k must lie in [1, 2^31), got n = " + std::to_string(n) + ", k = " + std::to_string(k));
+  require(bits >= 2 && bits <= 8, [&] { return "bits must lie in [2, 8], got " + std::to_string(bits); });
+  require(n >= 1 && k >= 1 && n < most && k < most, [&] {
+    return "n and k must lie in [1, 2^31), got n = " + std::to_string(n) + ", k = " + std::to_string(k);
+  });
   require(group >= 0 && group <= static_cast<std::int64_t>(kWholeRow) && group % static_cast<std::int64_t>(kChunk) == 0,
-          "group must be 0 (the whole row) or a multiple of 32 up to 256, got " + std::to_string(group));
+          [&] {
+            return "group must be 0 (the whole row) or a multiple of 32 up to 256, got " + std::to_string(group);
+          });
   return {static_cast<std::size_t>(n), static_cast<std::size_t>(k), static_cast<int>(bits),
           static_cast<std::size_t>(group)};
 }
 
 void set_checked(Linear& call, std::size_t packed_size, std::int64_t activation, double x_scale, std::int64_t x_zero,
                  bool x_is_codes, double y_scale, std::int64_t y_zero, bool y_is_codes) {
-  require(packed_size == call.w.bytes(), "packed must hold exactly the " + std::to_string(call.w.bytes()) +
-                                             " bytes of this weight, got " + std::to_string(packed_size));
-  require(activation >= 0 && activation <= 2,
-          "activation must be 0 (none), 1 (relu) or 2 (gelu), got " + std::to_string(activation));
-  require(x_scale == 0.0 || is_scale(x_scale),
-          "x_scale must be 0 (each row its own) or in (1e-30, 1e30), got " + std::to_string(x_scale));
+  require(packed_size == call.w.bytes(), [&] {
+    return "packed must hold exactly the " + std::to_string(call.w.bytes()) + " bytes of this weight, got " +
+           std::to_string(packed_size);
+  });
+  require(activation >= 0 && activation <= 2, [&] {
+    return "activation must be 0 (none), 1 (relu) or 2 (gelu), got " + std::to_string(activation);
+  });
+  require(x_scale == 0.0 || is_scale(x_scale), [&] {
+    return "x_scale must be 0 (each row its own) or in (1e-30, 1e30), got " + std::to_string(x_scale);
+  });
   require(x_scale != 0.0 || !x_is_codes, "x_scale must be given where x is uint8");
-  require(!y_is_codes || is_scale(y_scale),
-          "y_scale must be 0 (float32) or in (1e-30, 1e30), got " + std::to_string(y_scale));
-  require(x_zero >= 0 && x_zero <= 255 && y_zero >= 0 && y_zero <= 255,
-          "x_zero and y_zero must lie in [0, 255], got " + std::to_string(x_zero) + ", " + std::to_string(y_zero));
+  require(!y_is_codes || is_scale(y_scale), [&] {
+    return "y_scale must be 0 (float32) or in (1e-30, 1e30), got " + std::to_string(y_scale);
+  });
+  require(x_zero >= 0 && x_zero <= 255 && y_zero >= 0 && y_zero <= 255, [&] {
+    return "x_zero and y_zero must lie in [0, 255], got " + std::to_string(x_zero) + ", " + std::to_string(y_zero);
+  });
   call.activation = static_cast<Activation>(activation);
   call.x_scale = static_cast<float>(x_scale);
   call.x_zero = static_cast<int>(x_zero);

@@ -4,12 +4,12 @@
 #include <nanobind/stl/string.h>
 
 #include <cmath>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "histogram.h"
 #include "kernels.h"
+#include "require.h"
 #include "torch_op.h"
 
 namespace nb = nanobind;
@@ -21,10 +21,6 @@ template <typename T, typename... Shape>
 using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu, Shape...>;
 using Flat = nb::ndim<1>;
 using Matrix = nb::ndim<2>;
-
-void require(bool holds, const char* what) {
-  if (!holds) throw std::invalid_argument(what);
-}
 
 void require_bits(int bits) { require(bits >= 2 && bits <= 8, "bits must lie in [2, 8]"); }
 

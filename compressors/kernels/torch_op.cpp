@@ -11,6 +11,7 @@
 #include <string>
 
 #include "kernels.h"
+#include "require.h"
 
 namespace tightrope {
 namespace {
@@ -33,10 +34,6 @@ struct Torch {
   Error (*get_num_threads)(std::uint32_t*);
   std::int32_t float32, uint8, cpu;
 } torch;
-
-void require(bool holds, const std::string& what) {
-  if (!holds) throw std::invalid_argument(what);
-}
 
 struct Tensor {
   Handle handle = nullptr;
@@ -92,7 +89,7 @@ void quant_linear(Value* stack, std::uint64_t, std::uint64_t) {
   require(packed.is(torch.uint8) && packed.ask(torch.is_contiguous), "packed must be contiguous uint8");
   require(
       bias.handle == nullptr || (bias.is(torch.float32) && bias.ask(torch.is_contiguous) && bias.ask(torch.numel) == n),
-      "bias must be contiguous float32 of n = " + std::to_string(n) + " elements");
+      [&] { return "bias must be contiguous float32 of n = " + std::to_string(n) + " elements"; });
 
   std::array<std::int64_t, 64> shape, strides;
   require(dims <= shape.size(), "x must have at most 64 dimensions");
@@ -150,7 +147,7 @@ const std::int64_t* dense_strides(const Tensor& x, const char* name) {
         break;
       }
   const std::int64_t numel = x.ask(torch.numel);
-  require(numel == 0 || expected == numel, std::string(name) + " must be dense: call contiguous() first");
+  require(numel == 0 || expected == numel, [&] { return std::string(name) + " must be dense: call contiguous() first"; });
   return strides;
 }
 
@@ -167,8 +164,9 @@ void quantize(Value* stack, std::uint64_t, std::uint64_t) {
   const auto scale = scalar<double>(stack[1]);
   const auto zero = scalar<std::int64_t>(stack[2]);
   require(x.is(torch.float32), "x must be float32");
-  require(scale > 1e-30 && scale < 1e30, "scale must lie in (1e-30, 1e30), got " + std::to_string(scale));
-  require(zero >= 0 && zero <= 255, "zero must lie in [0, 255], got " + std::to_string(zero));
+  require(scale > 1e-30 && scale < 1e30,
+          [&] { return "scale must lie in (1e-30, 1e30), got " + std::to_string(scale); });
+  require(zero >= 0 && zero <= 255, [&] { return "zero must lie in [0, 255], got " + std::to_string(zero); });
   Tensor y;
   y.handle = like(x, dense_strides(x, "x"), torch.uint8);
   quantize(kernels(), x.data<float>(), static_cast<std::size_t>(x.ask(torch.numel)), static_cast<float>(scale),
@@ -183,7 +181,7 @@ void dequantize(Value* stack, std::uint64_t, std::uint64_t) {
   const auto scale = scalar<double>(stack[1]);
   const auto zero = scalar<std::int64_t>(stack[2]);
   require(codes.is(torch.uint8), "codes must be uint8");
-  require(zero >= 0 && zero <= 255, "zero must lie in [0, 255], got " + std::to_string(zero));
+  require(zero >= 0 && zero <= 255, [&] { return "zero must lie in [0, 255], got " + std::to_string(zero); });
   Tensor y;
   y.handle = like(codes, dense_strides(codes, "codes"), torch.float32);
   dequantize(kernels(), codes.data<std::uint8_t>(), static_cast<std::size_t>(codes.ask(torch.numel)),
