@@ -129,7 +129,7 @@ def main() -> None:
 
     from tightrope.search.report import runs as reader
 
-    each, openings = (100, 2) if arguments.quick else (1000, 7)
+    each, openings = (100, 2) if arguments.quick else (1000, 5)
     found: list[dict[str, Any]] = []
 
     def tell(name: str, value: float, unit: str) -> None:

@@ -46,9 +46,8 @@ def shoot(play: Any, address: str, out: Path) -> None:
         if theme == "light":
             frame.click("button:text-is('Pin')")
             frame.focus(".scatter")
-            page.keyboard.press("Home")
-            page.keyboard.press("ArrowRight")
-            page.keyboard.press("ArrowRight")
+            for key in ("End", "ArrowLeft", "ArrowLeft", "ArrowLeft", "ArrowLeft"):
+                page.keyboard.press(key)
             frame.wait_for_selector("text='to the pinned'")
             page.wait_for_timeout(300)
             frame.query_selector(".detail").screenshot(path=out / "policy.png")
