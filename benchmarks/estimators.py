@@ -1,14 +1,16 @@
-"""How far the simulated devices are from public simulators and published boards, and how fast they answer.
+"""How far devices are from public simulators, published boards and the clock, and how fast they answer.
 
-    python benchmarks/estimators.py [--json FILE] [--quick] [--oracle FOLDER]
+    python benchmarks/estimators.py [--json FILE] [--quick] [--oracle FOLDER] [--simulated]
 
 `--oracle` takes further rows: every `bitfusion*.csv`, `scalesim*.csv` and `zigzag*.csv` of the folder, in the columns of
-`tests/estimators/oracle`. `--quick` times fewer policies.
+`tests/estimators/oracle`. `--quick` times fewer policies; `--simulated` leaves out what has to be timed. Figures of `ort-cpu` are
+the worst of three nets (`benchmarks/latency.py`), with the batch size behind their name.
 """
 
 import argparse
 import json
 import re
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "estimators")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "estimators")]
 
 from handmade import Handmade, mobilenet, resnet8, vit  # noqa: E402
 from oracles import FOLDER, HAQ_ACTS, HAQ_UNIFORM, HAQ_WEIGHTS, TINY, nets, rows, uniform, unit  # noqa: E402
@@ -140,15 +142,60 @@ def speed(count: int) -> Iterator[Figure]:
         yield f"policies_a_second_{title}_new_bitfusion", first["bitfusion", title], "1/s"
 
 
+MEASURED = {
+    "mape": "latency_mape", "within_10pct": "latency_within_10pct", "spearman": "latency_spearman",
+    "noise_floor": "latency_noise_floor",
+    "interval_coverage": "latency_interval_coverage", "nodes_match": "nodes_match", "size_worst_error": "size_worst_error",
+    "policies_a_second_ort_cpu": "policies_a_second", "patterns_equal_lowering": "patterns_equal_lowering",
+    "patterns_worst_error": "patterns_worst_error", "table_cpu_seconds": "table_cpu_seconds",
+    "table_reopen_seconds": "table_reopen_seconds",
+}  # fmt: skip
+
+
+def measured(quick: bool) -> Iterator[Figure]:
+    """`ort-cpu` against the clock at batch 1 and 16, and what the probe job of ResNet-18 takes."""
+    from benchmarks import latency
+
+    for batch in (1, 16):
+        found = [latency.run(net, "ort-cpu", 15 if quick else 30, batch, np.random.default_rng(2)) for net in latency.NETS]
+        for name, figure in MEASURED.items():
+            worst = min if figure in latency.WORST_IS_LEAST else max
+            yield f"{name}_batch{batch}", worst(f[figure][0] for f in found), found[0][figure][1]
+    yield "memory_mib", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "MiB"
+    yield "resnet18_job_mb", resnet18_job() / 1e6, "MB"
+
+
+def resnet18_job() -> int:
+    """Bytes of the job that covers ResNet-18's space."""
+    import torch
+
+    from benchmarks.nets import NETS
+    from tightrope.compressors.export.skeleton import skeleton_of
+    from tightrope.compressors.prepare import prepare
+    from tightrope.estimators.measured import job
+    from tightrope.estimators.measured.base import mark_of
+    from tightrope.estimators.measured.ort import OrtCpu
+    from tightrope.search.evaluate import Source
+
+    torch.manual_seed(0)
+    model, images = NETS["resnet18"]()
+    prepared, device = prepare(model.eval(), images, [(images, torch.zeros(len(images)))]), OrtCpu()
+    space = Space.build(prepared.network, device.pairs)
+    mark, source = mark_of(prepared.network, space, 1, device.versions), Source(prepared, skeleton_of(prepared))
+    return sum(len(line) for line in job.write(prepared.network, space, source, device.encoder(prepared.network), mark))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="write [{name, value, unit}] here")
     parser.add_argument("--quick", action="store_true", help="time fewer policies")
+    parser.add_argument("--simulated", action="store_true", help="leave out what has to be timed")
     parser.add_argument("--oracle", type=Path, default=FOLDER, help="folder of the CSV rows")
     options = parser.parse_args()
     figures: list[Figure] = []
-    for part in (bitfusion(options.oracle), scalesim(options.oracle), zigzag(options.oracle), boards(), bitserial(),
-                 speed(500 if options.quick else 4000)):  # fmt: skip
+    parts = [bitfusion(options.oracle), scalesim(options.oracle), zigzag(options.oracle), boards(), bitserial()]
+    parts += [speed(500 if options.quick else 4000)] + ([] if options.simulated else [measured(options.quick)])
+    for part in parts:
         for name, value, unit_ in part:
             print(f"{name:48s} {value:14.4f} {unit_}", flush=True)
             figures.append((name, value, unit_))

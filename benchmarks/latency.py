@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from scipy.stats import spearmanr
 from torch import nn
@@ -78,6 +79,29 @@ def elsewhere(net: str, batch: int, folder: str, policies: list[Any]) -> tuple[l
     return [c.latency_ms / float(m) - 1 for c, m in zip(costs, measured, strict=True)], floor
 
 
+def bulk(device: OrtCpu, space: Space, rng: np.random.Generator, count: int = 4000) -> dict[str, tuple[float, str]]:
+    """Policies a second of process time, each new, once the table's grids are read; and how the patterns agree with lowering."""
+    for _ in range(2):
+        policies = [space.sample(rng) for _ in range(count)]
+        start = time.process_time()
+        costs = device.estimate_many(space.network, policies)
+        rate = count / (time.process_time() - start)
+    fitted = device.known(space.network).fitted
+    exact = [float(fitted.weights @ [sum(times), len(times)]) for times in map(fitted.times, policies[:100])]
+    off = np.abs(np.array([c.latency_ms for c in costs[:100]]) / exact - 1)
+    return {
+        "policies_a_second": (rate, "1/s"),
+        "patterns_equal_lowering": (100 * float(np.mean(off < 1e-6)), "%"),
+        "patterns_worst_error": (100 * float(off.max()), "%"),
+    }
+
+
+def size_error(size: int, model: Any) -> float:
+    """How far a size is from the constants of a file, shapes left out."""
+    whole = sum(len(t.raw_data) for t in model.graph.initializer if t.data_type != onnx.TensorProto.INT64)
+    return abs(size / whole - 1)
+
+
 def run(net: str, name: str, policies: int, batch: int, rng: np.random.Generator) -> dict[str, tuple[float, str]]:
     """The figures of one net, with their units."""
     device, space, source = ready(NETS[net], name, batch)
@@ -106,6 +130,11 @@ def run(net: str, name: str, policies: int, batch: int, rng: np.random.Generator
         if isinstance(device, OrtCpu):
             same = [predicted(device.nodes(prepared.network, p)) == actual(source.model(p, batch)) for p in chosen]
             more["nodes_match"] = (100 * float(np.mean(same)), "%")
+            more |= bulk(device, space, rng)
+            more["size_worst_error"] = (
+                100 * max(size_error(c.size_bytes, source.model(p, batch)) for c, p in zip(costs, chosen)),
+                "%",
+            )
         else:
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                 other, noise = pool.submit(elsewhere, net, batch, folder, [p.to_json() for p in chosen]).result()
@@ -133,6 +162,8 @@ WORST_IS_LEAST = {
     "latency_spearman",
     "nodes_match",
     "latency_interval_coverage",
+    "policies_a_second",
+    "patterns_equal_lowering",
 }
 
 

@@ -19,7 +19,7 @@ from tightrope.search.results import Results
 from tightrope.search.stopping import Rival, Scored
 from tightrope.search.trial import Trial
 from tightrope.spaces.budget import Budget, Limits
-from tightrope.spaces.cost import Score
+from tightrope.spaces.cost import Cost, Score
 from tightrope.spaces.errors import DataError, RunError
 from tightrope.spaces.policy import Policy
 from tightrope.spaces.space import Space
@@ -91,7 +91,7 @@ class Study(Results):
                     raise RunError(f"{folder} already holds a search; resume it or choose another folder")
             whole = space.dense
             cost = device.estimate_many(space.network, [whole])[0]
-            limits = budget.resolve(cost, device.metrics, device.name)
+            limits = budget.resolve(cost, device.metrics, device.name).within(_room(device, cost))
             problem = Problem(space, device, limits, Score(0.0, 0.0, 0), budget.floor, seed, trials)
             problem.check()
             if hold is not None:
@@ -275,6 +275,12 @@ class _Queue:
                 seconds = outcome.cpu_seconds if k == outcome.number else 0.0
                 study._finish(k, policy, (outcome.score, outcome.failed, outcome.right), seconds)
         return study._kept[number]
+
+
+def _room(device: Device, dense: Cost) -> Limits:
+    """What a policy may cost to run on the device at all (flash, RAM), where the dense model comes near it or is beyond."""
+    own: Limits = getattr(device, "limits", Limits())
+    return Limits(tuple((metric, most) for metric, most in own.top if (dense.metric(metric) or 0.0) > most / 2))
 
 
 def _score_dense(executor: Executor, policy: Policy) -> Scored:

@@ -97,6 +97,13 @@ class Limits:
 
     top: tuple[tuple[str, float], ...] = ()
 
+    def within(self, other: "Limits") -> "Limits":
+        """Both limits at once: the lower one of each metric."""
+        top = dict(self.top)
+        for metric, most in other.top:
+            top[metric] = min(most, top.get(metric, most))
+        return Limits(tuple(top.items()))
+
     def use(self, cost: Cost) -> float:
         """Cost over budget, the largest over all limits; 1 is just within, 0 where there is no limit."""
         shares = []

@@ -19,7 +19,7 @@ from tightrope.estimators.measured.sampling import mixed, probes, rounds_of
 from tightrope.estimators.measured.table import Table, Untimed, designs
 from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.network import Network
-from tightrope.spaces.policy import Policy
+from tightrope.spaces.policy import Policy, unique
 from tightrope.spaces.space import Space
 
 MET, PLAIN, ANCHORS = 1000, 500, 40
@@ -98,7 +98,7 @@ class Fitted:
             self.table.note("patterns", patterns.to_json())
         self.table.declare(wanted)
         missing = self.table.missing(wanted)
-        anchors = mixed(self.space, rng, ANCHORS)
+        anchors = unique(mixed(self.space, rng, 2 * ANCHORS))[:ANCHORS]
         total = len(missing) + len(anchors)
         log.info("timing %d nodes of %d families, and %d nets", len(missing), len(wanted), len(anchors))
         done = 0

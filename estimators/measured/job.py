@@ -27,6 +27,7 @@ from tightrope.estimators.measured.table import Table, identity
 from tightrope.spaces.errors import DeviceError, FormatError
 from tightrope.spaces.fields import Fields, parse
 from tightrope.spaces.network import Network
+from tightrope.spaces.policy import unique
 from tightrope.spaces.space import Space
 
 VERSION = 1
@@ -54,7 +55,7 @@ def write(
     for family, design in designs.items():
         for sizes in design.keys:
             add("node", one_node.model(family, sizes), node=identity(family), sizes=[*sizes])
-    for index, policy in enumerate(mixed(space, rng, NETS + HELD)):
+    for index, policy in enumerate(unique(mixed(space, rng, 2 * (NETS + HELD)))[: NETS + HELD]):
         model = blank(source.model(policy, int(mark["batch"])))
         add("net" if index < NETS else "held", model, policy=json.dumps(policy.to_json(), sort_keys=True))
     lines: list[Mapping[str, Any]] = [

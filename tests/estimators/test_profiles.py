@@ -89,3 +89,10 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
         load_profile("bitfushion")
     with pytest.raises(DeviceError, match="cannot be read"):
         load_profile("missing.yaml")
+
+
+def test_the_profile_of_the_docs_is_a_device(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "devices.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
+    device = load_profile(tmp_path / "mine.yaml")
+    assert device.name == "mine" and any("uncalibrated" in note for note in device.notes)

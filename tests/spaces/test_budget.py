@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tightrope.spaces import Budget, Cost, Limit
+from tightrope.spaces.budget import Limits
 from tightrope.spaces.errors import BudgetError
 
 DENSE = Cost(8.0, 400_000, 10**6, peak_ram_bytes=2**20)
@@ -66,3 +67,9 @@ def test_the_tightest_limit_counts() -> None:
     assert limits.use(Cost(4.0, 50_000, 1)) == 1.0 and limits.met(Cost(4.0, 50_000, 1))
     assert limits.use(Cost(2.0, 150_000, 1)) == 1.5 and not limits.met(Cost(2.0, 150_000, 1))
     assert Budget.parse("accuracy>=-1.0").resolve(DENSE, ALL, "d").use(Cost(1e9, 1, 1)) == 0.0
+
+
+def test_two_limits_hold_together() -> None:
+    first, second = Limits((("latency_ms", 2.0), ("size_bytes", 50.0))), Limits((("size_bytes", 40.0), ("peak_ram_bytes", 9.0)))
+    assert first.within(second) == Limits((("latency_ms", 2.0), ("size_bytes", 40.0), ("peak_ram_bytes", 9.0)))
+    assert second.within(Limits()) == second

@@ -1,0 +1,84 @@
+"""Thousands of policies at once: the nodes that they are told to come to, their bytes and multiply-accumulates."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+from handmade import Handmade, mobilenet, resnet8, vit
+from payloads import random_payload
+
+from tightrope.compressors.export.onnx import write
+from tightrope.estimators.encode import Encoder
+from tightrope.estimators.measured.lowering import Lowering
+from tightrope.estimators.measured.nodes import Key, key
+from tightrope.estimators.measured.ort import OrtCpu
+from tightrope.estimators.measured.patterns import Patterns, filling, learn, told
+from tightrope.estimators.measured.plan import make
+from tightrope.estimators.measured.sampling import mixed, probes
+from tightrope.estimators.measured.weights import Weights
+from tightrope.spaces import Space
+from tightrope.spaces.fields import Fields
+from tightrope.spaces.unit import macs, size_bytes
+
+NETS = {net.__name__: Handmade(net) for net in (resnet8, mobilenet, vit)}
+FORMS = {"resnet8": "spatial", "mobilenet": "tucker", "vit": "spatial"}
+
+
+def setting(name: str) -> tuple[Handmade, Space, Encoder]:
+    net = NETS[name]
+    space = Space.build(net.network, OrtCpu().pairs, form=FORMS[name])
+    return net, space, OrtCpu().encoder(net.network)
+
+
+def nodes_of(patterns: Patterns, encode: Encoder, policies: list) -> "list[Counter[Key]]":  # type: ignore[type-arg]
+    flat = patterns(encode(policies))
+    found: list[Counter[Key]] = [Counter() for _ in policies]
+    for place, who in flat.who.items():
+        family, columns = patterns.patterns[place]
+        for policy in who.tolist():
+            found[policy][family, tuple(flat.sizes[policy, columns].tolist())] += 1
+    return found
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_patterns_tell_what_lowering_says(name: str) -> None:
+    net, space, encode = setting(name)
+    lowering, rng = Lowering(net.network, make(net.network, net.at, 1)), np.random.default_rng(0)
+    seen = probes(space, rng, 400) + mixed(space, rng, 300)
+    patterns = learn(net.network, encode(seen), [told(lowering.nodes(p)) for p in seen])
+    others = mixed(space, rng, 60)
+    found = nodes_of(patterns, encode, others)
+    same = [f == Counter(key(node) for node in lowering.nodes(p)) for f, p in zip(found, others, strict=True)]
+    assert np.mean(same) >= 0.85  # of a fraction of a user's policies; the benchmark has the figure
+    again = Patterns.from_json(net.network, Fields(json.loads(json.dumps(patterns.to_json())), "patterns"))
+    assert nodes_of(again, encode, others) == found
+    batch = encode(others)
+    sights, sizes = patterns.sights(batch), patterns.columns(batch)
+    for i, one in enumerate(found):  # one by one they are the same
+        each = ((family, tuple(sizes[i, columns].tolist())) for family, columns in patterns.of(sights[i].tolist()))
+        assert Counter(each) == one
+    assert patterns.tells(sights).all()
+    sights[3, 0] = 9
+    assert np.flatnonzero(~patterns.tells(sights)).tolist() == [3]
+
+
+def test_sizes_fill_blocks_in_six_ways() -> None:
+    assert filling(np.array([1, 8, 7, 16, 64, 20, 33])).tolist() == [0, 1, 2, 3, 3, 4, 5]
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_bytes_are_those_of_the_file(name: str) -> None:
+    """All constants of the written file but shapes, within 1 %, and the packed file's by the rule of its units."""
+    net, space, encode = setting(name)
+    rng = np.random.default_rng(2)
+    policies = [space.dense, space.uniform(0.5, (8, 8)), *(space.sample(rng) for _ in range(6))]
+    held, packed = Weights(net.network, 1, onnx=True)(encode(policies)), Weights(net.network, 1, onnx=False)(encode(policies))
+    for i, policy in enumerate(policies):
+        model = write(net.at(policy.all_widths(net.network), 1), net.network, random_payload(net.network, policy))
+        whole = sum(len(t.raw_data) for t in model.graph.initializer if t.data_type != onnx.TensorProto.INT64)
+        assert held.size_bytes[i] == pytest.approx(whole, rel=0.01)
+        assert held.macs[i] == packed.macs[i] == macs(net.network, policy)
+        assert packed.size_bytes[i] == size_bytes(net.network, policy)
+    assert (np.diff(held.energy_pj[:2]) < 0).all()
