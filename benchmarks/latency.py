@@ -132,7 +132,7 @@ def run(net: str, name: str, policies: int, batch: int, rng: np.random.Generator
             more["nodes_match"] = (100 * float(np.mean(same)), "%")
             more |= bulk(device, space, rng)
             more["size_worst_error"] = (
-                100 * max(size_error(c.size_bytes, source.model(p, batch)) for c, p in zip(costs, chosen)),
+                100 * max(size_error(c.size_bytes, source.model(p, batch)) for c, p in zip(costs, chosen, strict=True)),
                 "%",
             )
         else:
