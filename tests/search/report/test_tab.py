@@ -397,6 +397,7 @@ def test_many_trials_are_drawn_on_a_canvas(tmp_path: Path, tensorboard: Callable
 def test_the_best_is_the_one_that_the_search_takes(
     tmp_path: Path, tensorboard: Callable[[Path], str], tab: Callable[..., Any], floor: float | None
 ) -> None:
+    from tightrope.search import pareto
     from tightrope.search.report.front import Front
 
     journal = sample_runs.write_run(tmp_path / "net", trials=120)
@@ -415,6 +416,28 @@ def test_the_best_is_the_one_that_the_search_takes(
     assert len(frame.query_selector_all("line.budget")) == 1
     titles = frame.eval_on_selector_all(".line text.title", "texts => texts.map(t => t.textContent)")
     assert ("least latency (ms)" in titles) == (floor is not None)
+    front = Front.load(tmp_path / "net")
+    near = pareto.ties(front.record.trials, best, lambda t: t.cost.latency_ms) if floor is None else []
+    frame.focus(".scatter")
+    frame.page.keyboard.press("End")
+    for trial in reversed(front.trials[-3:]):
+        frame.wait_for_selector(f".detail h2:text-is('Trial {trial.number}')")
+        badges = frame.eval_on_selector_all(".detail .badge", "all => all.map(b => b.textContent)")
+        assert ("ties with the best" in badges) == (trial in near)
+        frame.page.keyboard.press("ArrowLeft")
+
+
+def test_a_dense_model_of_far_higher_cost_is_named_at_the_edge(
+    tmp_path: Path, tensorboard: Callable[[Path], str], tab: Callable[..., Any]
+) -> None:
+    journal = sample_runs.write_run(tmp_path / "net", trials=40)
+    journal[0]["dense"]["cost"]["latency_ms"] *= 20
+    write_lines(tmp_path / "net", journal, "w")
+    frame = tab(tensorboard(tmp_path))
+    (label,) = frame.eval_on_selector_all(".scatter .label", "all => all.map(t => t.textContent).filter(t => t.endsWith('→'))")
+    assert label.startswith("dense, ")
+    frame.click("button[aria-label='Show all']")
+    frame.wait_for_selector(".scatter .label:text-is('dense')", state="attached")
 
 
 def test_what_became_of_a_trial_appears_while_it_is_shown(
