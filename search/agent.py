@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from tightrope.spaces.fields import nearest
 from tightrope.spaces.network import Network
 from tightrope.spaces.policy import Policy
 from tightrope.spaces.space import Space
+
+if TYPE_CHECKING:
+    from tightrope.search.agents.uniform import Even
 
 _REMEMBERED = 8192  # costs kept, about 4 KB each
 
@@ -110,6 +113,13 @@ class Problem:
     def cheapest(self) -> Policy:
         """The policy that uses the least of the budget, or costs least where nothing is limited."""
         return cheapest(self.space, self.costs, self.limits.use if self.limits.top else self.price)
+
+    @cached_property
+    def even(self) -> "Even":
+        """The even policies, worked out once for all agents."""
+        from tightrope.search.agents.uniform import Even
+
+        return Even(self)
 
     def check(self) -> None:
         """Raise `BudgetError` if no policy that can be found meets the limits."""

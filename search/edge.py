@@ -8,7 +8,6 @@ import numpy as np
 
 from tightrope.search.agent import Problem
 from tightrope.search.agents.repair import fit
-from tightrope.search.agents.uniform import Even
 from tightrope.spaces.budget import Limits
 from tightrope.spaces.policy import Policy, unique
 
@@ -25,7 +24,7 @@ MOST = 1.15  # a table that is further off is wrong, and no budget is held to it
 
 def edge(problem: Problem, count: int = TIMED) -> list[Policy]:
     """Policies that use the whole budget as the device estimates it: the even ones, and others near them."""
-    even = Even(problem)
+    even = problem.even
     drawn = [fit(problem, even.near(i, problem.rng(i, use=3), SPREAD)) for i in range(2 * count)]
     return unique([*(fit(problem, problem.space.encode(p)) for p in even.policies), *drawn])[:count]
 

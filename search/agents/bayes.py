@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from tightrope.search.agent import Problem
 from tightrope.search.agents.aim import Aim
 from tightrope.search.agents.repair import fit
-from tightrope.search.agents.uniform import Even
 from tightrope.search.trial import Trial
 from tightrope.spaces.errors import ConfigError
 from tightrope.spaces.policy import Policy
@@ -34,7 +33,7 @@ class _Sampled(ABC):
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna, self._problem, self._aim = optuna, problem, Aim(problem, cheaper=cheaper)
-        self._even, self._startup, self._spread = Even(problem), startup, spread
+        self._even, self._startup, self._spread = problem.even, startup, spread
         self._study = optuna.create_study(direction="maximize")
         self._options: dict[str, optuna.distributions.BaseDistribution] = {
             v.name: optuna.distributions.IntDistribution(0, len(v.options) - 1) for v in problem.space.variables

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from tightrope.search.agent import Problem
 from tightrope.search.agents.aim import Aim
 from tightrope.search.agents.repair import fit
-from tightrope.search.agents.uniform import Even
 from tightrope.search.trial import Trial
 from tightrope.spaces.policy import Policy
 
@@ -30,7 +29,7 @@ class CMAES:
     """
 
     def __init__(self, problem: Problem, *, population: int | None = None, sigma: float = 0.2, cheaper: float = 0.1) -> None:
-        self._problem, self._aim, self._even = problem, Aim(problem, cheaper=cheaper), Even(problem)
+        self._problem, self._aim, self._even = problem, Aim(problem, cheaper=cheaper), problem.even
         d = problem.space.dimension
         self._size = population or 4 + int(3 * np.log(d))
         weights = np.log((self._size + 1) / 2) - np.log(np.arange(1, self._size // 2 + 1))

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from tightrope.search.agent import Problem
 from tightrope.search.agents.aim import Aim
-from tightrope.search.agents.uniform import Even
 from tightrope.search.env import CompressionEnv, reward
 from tightrope.search.trial import Trial
 from tightrope.spaces.errors import BudgetError, ConfigError
@@ -71,7 +70,7 @@ class DDPG:
     def __init__(self, problem: Problem, **settings: Any) -> None:
         self._settings = s = Settings(**settings)
         self._problem, self._env = problem, CompressionEnv(problem, states=s.states, reward=s.reward)
-        self._aim, self._even = Aim(problem, cheaper=s.cheaper), Even(problem)
+        self._aim, self._even = Aim(problem, cheaper=s.cheaper), problem.even
         self._warmup = s.warmup if s.warmup is not None else max(8, problem.trials // 5)
         states, generator = len(self._env.features), torch.Generator().manual_seed(problem.seed)
         self._actor = _network(states, s.hidden, generator, nn.Sigmoid())

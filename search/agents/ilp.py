@@ -18,7 +18,6 @@ from tightrope.search.agent import Problem
 from tightrope.search.agents.aim import Aim
 from tightrope.search.agents.repair import fit
 from tightrope.search.agents.response import Response
-from tightrope.search.agents.uniform import Even
 from tightrope.search.trial import Trial
 from tightrope.spaces.budget import Limits
 from tightrope.spaces.cost import Cost
@@ -29,6 +28,8 @@ Index = NDArray[np.int64]
 
 _TIGHTER = (1.0, 0.98, 0.94, 0.88, 0.8)
 _AGAIN = 4
+_WHOLE = 1e5  # costs enter a programme as whole numbers up to this; with fractions HiGHS repairs its solutions, and prints that
+_REACH = (1.0, 0.3, 0.6)  # of `reach`, in turn: far by the mean, near and farther by draws
 
 
 class ILP:
@@ -46,7 +47,7 @@ class ILP:
         self, problem: Problem, *, sensitivities: int | None = None, moved: int | None = None, certain: int = 3,
         reach: float = 0.5, cheaper: float = 0.1,
     ) -> None:  # fmt: skip
-        self._problem, self._aim, self._even = problem, Aim(problem, cheaper=cheaper), Even(problem)
+        self._problem, self._aim, self._even = problem, Aim(problem, cheaper=cheaper), problem.even
         d = problem.space.dimension
         self._sensitivities = min(d, max(2, problem.trials // 4)) if sensitivities is None else sensitivities
         self._moved = min(d, -(-2 * d // self._sensitivities)) if moved is None else moved
@@ -69,7 +70,7 @@ class ILP:
         for attempt in range(_AGAIN):
             sure = attempt == 0 and number % self._certain == 0
             weights = self._response.weights(None if sure else rng)
-            policy = self._programme(self._best(), weights, limits)
+            policy = self._programme(self._best(), weights, limits, self._reach * _REACH[number % len(_REACH)])
             if policy not in self._told:
                 return policy
         return self._measure(number, rng, limits)
@@ -108,7 +109,7 @@ class ILP:
             scale = max(float(np.median(top - values)), 1e-9)
             self._response.fit(list(self._points.values()), (-np.log1p((top - values) / scale)).tolist())
 
-    def _programme(self, centre: Policy, weights: Float, limits: Limits) -> Policy:
+    def _programme(self, centre: Policy, weights: Float, limits: Limits, reach: float) -> Policy:
         """The best policy by these weights in reach of `centre`, within the limits as the device costs it."""
         problem, space, start = self._problem, self._problem.space, self._options(centre)
         singles, costs = self._around(centre, start)
@@ -116,7 +117,7 @@ class ILP:
         spent = _figures([problem.cost(centre)], limits)[0]
         rises, most = _figures(costs, limits) - spent, np.array([value for _, value in limits.top])
         for share in _TIGHTER:
-            chosen = _solve(self._sizes, start, gains, rises, share * most - spent, self._reach)
+            chosen = _solve(self._sizes, start, gains, rises, share * most - spent, reach)
             policy = centre if chosen is None else space.decode((chosen + 0.5) / self._sizes)
             if limits.met(problem.cost(policy)):
                 break
@@ -154,13 +155,13 @@ def _solve(sizes: Index, start: Index, gains: Float, rises: Float, room: Float, 
     stays = np.zeros(count)
     stays[first + start] = 1
     one = csr_array((np.ones(count), (owner, np.arange(count))))
-    scale = np.abs(rises).max(0, initial=1e-300)
-    rows = vstack([one, csr_array(rises.T / scale[:, None]), csr_array(stays[None])]).tocsr()
+    scale = np.maximum(np.abs(rises).max(0, initial=0.0), 1e-300) / _WHOLE
+    rows = vstack([one, csr_array(np.ceil(rises.T / scale[:, None])), csr_array(stays[None])]).tocsr()
     low = np.concatenate([np.ones(d), np.full(len(room), -np.inf), [d - max(1, round(reach * d))]])
-    high = np.concatenate([np.ones(d), room / scale, [np.inf]])
+    high = np.concatenate([np.ones(d), np.floor(room / scale), [np.inf]])
     found = milp(
         -gains, integrality=np.ones(count, dtype=np.int64), bounds=Bounds(0, 1), constraints=LinearConstraint(rows, low, high),
-        options={"mip_rel_gap": 1e-3, "node_limit": 200},
+        options={"mip_rel_gap": 1e-3, "node_limit": 200, "presolve": False},
     )  # fmt: skip
     if found.x is None:
         return None

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from tightrope.search.agent import Problem
 from tightrope.search.agents.aim import Aim
 from tightrope.search.agents.repair import fit
-from tightrope.search.agents.uniform import Even
 from tightrope.search.trial import Trial
 from tightrope.spaces.policy import Policy
 
@@ -29,7 +28,7 @@ class NetAdapt:
     """
 
     def __init__(self, problem: Problem, *, step: float = 0.06, decay: float = 0.7) -> None:
-        self._problem, self._aim, self._even = problem, Aim(problem), Even(problem)
+        self._problem, self._aim, self._even = problem, Aim(problem), problem.even
         self._step, self._decay = step, decay
 
     def ask(self, number: int) -> Policy:

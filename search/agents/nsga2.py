@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from tightrope.search.agent import Problem
 from tightrope.search.agents.aim import Aim
 from tightrope.search.agents.repair import fit
-from tightrope.search.agents.uniform import Even
 from tightrope.search.pareto import non_dominated
 from tightrope.search.trial import Trial
 from tightrope.spaces.policy import Policy
@@ -28,7 +27,7 @@ class NSGA2:
     """
 
     def __init__(self, problem: Problem, *, population: int = 20, spread: float = 0.15, cheaper: float = 0.3) -> None:
-        self._problem, self._aim, self._even = problem, Aim(problem, cheaper=cheaper), Even(problem)
+        self._problem, self._aim, self._even = problem, Aim(problem, cheaper=cheaper), problem.even
         self._population, self._spread = population, spread
         self._parents: list[tuple[Policy, float, float]] = []  # policy, traded cost, value; best first
 

@@ -51,7 +51,7 @@ class Auto:
 
     def __init__(
         self, problem: Problem, *, members: Sequence[str] = ("ilp", "nsga2", "tpe"), settings: Mapping[str, Any] | None = None,
-        first: float = 0.4, curious: float = 0.2, keep: float = 0.97,
+        first: float = 0.5, curious: float = 0.1, keep: float = 0.97,
     ) -> None:  # fmt: skip
         if not members or "auto" in members or len(set(members)) < len(members):
             raise ConfigError(f"members of auto must be different agents other than auto itself, got {list(members)}")

@@ -26,7 +26,7 @@ class Uniform:
     """
 
     def __init__(self, problem: Problem, *, spread: float = 0.08) -> None:
-        self._problem, self._even, self._spread = problem, Even(problem), spread
+        self._problem, self._even, self._spread = problem, problem.even, spread
         self._aim, self._best = Aim(problem), Aim(problem)
 
     def ask(self, number: int) -> Policy:
