@@ -380,7 +380,7 @@ def to_quality(cell: Cell, seeds: int, trials: int, figures: Figures) -> None:
     figures.add(f"{cell.name}_auto_cpu_to_amc", float(np.max(ratios)), "1")
 
 
-def regrets(folder: Path, seeds: int, figures: Figures) -> None:
+def regrets(folder: Path, agents: Sequence[str], seeds: int, figures: Figures) -> None:
     """The enumerated space: each agent against the optimum."""
     cell, table = enumerated(folder)
     table.fill()
@@ -395,7 +395,7 @@ def regrets(folder: Path, seeds: int, figures: Figures) -> None:
         f"{second[best]:.2f} on the second; median within the budget {np.median(first[able]):.2f}"
     )
     print(f"{'after 100':12} {'regret, first split':>20} {'regret, second split':>22}")
-    for agent in (*AGENTS, *OTHERS):
+    for agent in agents:
         runs = [rows for seed in range(seeds) if (rows := cell.search(agent, seed, 100)) is not None]
         if not runs:
             continue
@@ -424,7 +424,7 @@ def main() -> None:
 
     figures = Figures()
     if arguments.quick or not arguments.only:
-        regrets(arguments.out, arguments.seeds, figures)
+        regrets(arguments.out, arguments.agents or (*AGENTS, *OTHERS), arguments.seeds, figures)
     for number, (net, device) in enumerate(() if arguments.quick else CELLS):
         if arguments.only and f"{net}-{device}" not in arguments.only:
             continue

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from problems import Additive, ClosedForm, Jagged, make_problem
+from problems import Additive, ClosedForm, Jagged, make_problem, play
 
 from tightrope.search.env import STATES, CompressionEnv, reward
 from tightrope.spaces import Cost, Score
@@ -95,3 +95,26 @@ class TestPublished:
     def test_unknown_ones_are_answered_with_the_nearest(self) -> None:
         with pytest.raises(ConfigError, match="did you mean 'flops'"):
             CompressionEnv(make_problem(), reward="flop")
+
+
+class TestStableBaselines:
+    """TD3 of stable-baselines3 on the environment, and as the plug-in of the examples."""
+
+    def test_td3_trains_on_the_environment(self) -> None:
+        sb3 = pytest.importorskip("stable_baselines3")
+        problem = make_problem(trials=10)
+        env = CompressionEnv(problem, ClosedForm(problem.network).evaluate)
+        learner = sb3.TD3("MlpPolicy", env, learning_starts=problem.space.dimension, batch_size=8, seed=0, device="cpu")
+        before = [p.clone() for p in learner.actor.parameters()]
+        learner.learn(2 * problem.space.dimension)
+        assert any((a != b).any() for a, b in zip(before, learner.actor.parameters(), strict=True))
+
+    @pytest.mark.parametrize("algorithm", ["td3", "sac"])
+    def test_the_plug_in_asks_and_learns_within_the_budget(self, algorithm: str) -> None:
+        pytest.importorskip("stable_baselines3")
+        from examples import sb3_agent
+
+        problem = make_problem(Jagged(), trials=12)
+        agent = getattr(sb3_agent, algorithm)(problem, policy_kwargs={"net_arch": [16]})
+        for trial in play(problem, agent, 10):
+            assert problem.limits.met(trial.cost) and problem.space.contains(trial.policy)
