@@ -150,15 +150,33 @@ def test_bad_input_is_one_clear_line(change: str, words: tuple[str, ...], tmp_pa
     refused(tightrope("search", tmp_path / "net.yaml", "--out", tmp_path / "run"), *words)
 
 
-def test_energy_on_ort_cpu_is_refused(tmp_path: Path) -> None:
+def test_ram_on_ort_cpu_is_refused(tmp_path: Path) -> None:
     from tightrope.estimators import registry
     from tightrope.spaces.budget import Budget
     from tightrope.spaces.cost import Cost
     from tightrope.spaces.errors import BudgetError
 
     device = registry.make("ort-cpu")
-    with pytest.raises(BudgetError, match=r"'ort-cpu' cannot tell the cost in 'energy<=1mJ'; it tells latency"):
-        Budget.parse("energy<=1mJ").resolve(Cost(1.0, 1, 1), device.metrics, device.name)
+    with pytest.raises(BudgetError, match=r"'ort-cpu' cannot tell the cost in 'ram<=1KB'; it tells energy, latency"):
+        Budget.parse("ram<=1KB").resolve(Cost(1.0, 1, 1), device.metrics, device.name)
+
+
+def test_a_job_for_a_device_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tightrope.estimators.measured import fitted, job
+
+    monkeypatch.setenv("TIGHTROPE_CACHE", str(tmp_path))
+    for name, value in {"MET": 20, "PLAIN": 20}.items():
+        monkeypatch.setattr(fitted, name, value)
+    (tmp_path / "net.yaml").write_text(GOOD)
+    done = tightrope("devices", "probe", tmp_path / "net.yaml")
+    assert done.returncode == 0 and "python runner.py job.jsonl results.csv" in done.stderr
+    made = job.read(done.stdout.encode(), "job.jsonl")
+    assert [path.stem for path in (tmp_path / "devices" / "jobs").iterdir()] == [made.digest]
+    (tmp_path / "results.csv").write_text("id,ms\n")
+    refused(tightrope("devices", "import", "phone", tmp_path / "results.csv"), "as runner.py writes it")
+    refused(tightrope("devices", "import", "bitfusion", tmp_path / "results.csv"), "of another kind")
+    assert "uncalibrated" in tightrope("devices", "check", "gpu-a100").stdout
+    assert "noise floor" in tightrope("devices", "check", "ort-cpu").stdout
 
 
 def test_runs_in_use_torn_or_missing_are_refused(run: Path, tmp_path: Path) -> None:
