@@ -101,7 +101,8 @@ class Units:
             told = ";".join(f"{name}={a},{b}" for name, (a, b) in pairs.items())
             (height, width), (down, along) = unit.in_size, unit.kernel
             name = "QuantConv2d" if coded else "Conv2d"
-            text = f"{name}{{{told};group={group}}}({read}:{before},{inputs},{height},{width};={'w' if coded else 's'}:{outputs},{inner},{down},{along})"
+            text = f"{name}{{{told};group={group}}}({read}:{before},{inputs},{height},{width};"
+            text += f"={'w' if coded else 's'}:{outputs},{inner},{down},{along})"
             text += f"->{made}:{before},"
         if text not in self._made:
 

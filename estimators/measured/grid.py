@@ -20,7 +20,8 @@ from scipy.optimize import nnls
 STEP = 16
 MOST_AXES = 2  # of a product grid
 MOST_STEPS, MOST_UNRULY, PAIRED, ALONE, SCATTERED = 9, 24, 3, 12, 24
-"""Most values of an axis: of output channels, of those that follow no rule, of each like beside another axis, of each like alone; nodes of other families."""
+"""Most values of an axis: of output channels, of those that follow no rule, of each like beside another axis, of each like alone;
+nodes of other families."""
 Sizes = tuple[int, ...]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
