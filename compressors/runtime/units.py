@@ -1,8 +1,9 @@
 """The operators of a policy one by one, as a device times them: each a *family*, text that says all but some sizes, and those.
 
-The text is like that of ONNX Runtime's nodes (`estimators/measured/nodes.py`): `QuantConv2d{k=3,3;...}(u:1,*,28,28;=s:*,*,3,3)->`
-with `*` for a size that follows the policy, `f`, `u`, `l` and `b` for fp32, codes, whole numbers and flags. A family can be
-timed once a policy was lowered to it.
+The text is like that of ONNX Runtime's nodes (`estimators/measured/nodes.py`): `QuantConv2d{k=3,3;...}(u:1,*,28,28;=w:*,*,3,3)->`
+with `*` for a size that follows the policy, `f`, `u`, `l` and `b` for fp32, codes, whole numbers and flags; `w` are weights whose
+output channels follow no rule (oneDNN's int8 convolution takes 10 times as long for 96 as for 104). A family can be timed once
+a policy was lowered to it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -100,7 +101,8 @@ class Units:
             told = ";".join(f"{name}={a},{b}" for name, (a, b) in pairs.items())
             (height, width), (down, along) = unit.in_size, unit.kernel
             name = "QuantConv2d" if coded else "Conv2d"
-            text = f"{name}{{{told};group={group}}}({read}:{before},{inputs},{height},{width};=s:{outputs},{inner},{down},{along})"
+            text = f"{name}{{{told};group={group}}}({read}:{before},{inputs},{height},{width};"
+            text += f"={'w' if coded else 's'}:{outputs},{inner},{down},{along})"
             text += f"->{made}:{before},"
         if text not in self._made:
 
