@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Interval = tuple[float, float, float]
 log = logging.getLogger(__name__)
-TIMED, ROUNDS = 12, 200
+TIMED, ROUNDS = 12, 100
 SPREAD = 0.15  # of the policies around the even ones, in [0,1]^d
 MOSTLY = 0.7
 MOST = 1.15  # a table that is further off is wrong, and no budget is held to it
