@@ -130,7 +130,7 @@ inline U with_rest(const std::uint8_t* chunk, U code) noexcept {
   return code;
 }
 
-// Calls use(j, codes) for quads j = 0..7 of a chunk, in the order in which they lie, so that each vector is read once; j
+// Calls use(j, codes) for quads j = 0..7 of a chunk, in the order in which they lie: each vector is read once; j
 // is an integral_constant and codes an array of `Columns` registers. With Raw, whole codes stay at the bit where they
 // lie, which saves the shift: a sum of them is 2^(Bits * place) times what it stands for, place = place_of<Bits>(j).
 template <int Bits>
