@@ -8,7 +8,8 @@ torch operator, on float32 in and out, group 128 (`row`: one scale a channel). P
 MatMulNBits, 4 and 2 bits, accuracy level 4, blocks of 128 and 32, the better counts, its session call on bound buffers;
 int8: the better of oneDNN on inputs already quantised to u8 and fbgemm on float32, per-channel weights.
 
-A value named `..._vs_...` is our time over the peer's: below 1 is faster.
+A value named `..._vs_...` is our time over the peer's: below 1 is faster. `..._vnni_share` is of the rate at which registers
+alone multiply; `..._read_share`, of one row, of the rate at which memchr reads memory of the size of the 4-bit weight.
 """
 
 from __future__ import annotations
@@ -135,6 +136,8 @@ def linears(m: int, k: int, n: int, rounds: int) -> dict[str, float]:
         name: partial(op, x, layer.packed, layer.bias, n, layer.bits, layer.group) for name, layer in layers.items()
     }
     work: list[float] = []
+    read = b"\7" * layers["w4"].packed.numel()
+    calls |= {"read": partial(read.find, b"\1")} if m == 1 else {}
     calls |= torch_peers(m, k, n) | onnx_peers(m, k, n) | {"peak": lambda: work.append(_kernels.dot_peak(2000))}
     us = interleaved(calls, rounds)
     peers = {
@@ -145,7 +148,8 @@ def linears(m: int, k: int, n: int, rounds: int) -> dict[str, float]:
         "int8": min(us["onednn"], us["fbgemm"]),
     }
     peak = work[-1] / us["peak"] / 1e3  # Gop/s
-    print(f"\n{m}x{k}x{n}: peak {peak:.0f} Gop/s; " + ", ".join(f"{name} {us[name]:.1f} us" for name in us if name != "peak"))
+    times = ", ".join(f"{name} {time_us:.1f} us" for name, time_us in us.items() if name != "peak")
+    print(f"\n{m}x{k}x{n}: peak {peak:.0f} Gop/s; {times}")
     found = {}
     for name, layer in layers.items():
         shape = f"{name}_{m}x{k}x{n}"
@@ -154,6 +158,8 @@ def linears(m: int, k: int, n: int, rounds: int) -> dict[str, float]:
         found[f"{shape}_vs_w4"] = us[name] / us["w4"]
         found[f"{shape}_vnni_share"] = 2e-3 * m * k * n / us[name] / peak
         found[f"{shape}_gb_per_s"] = layer.packed.numel() / us[name] / 1e3
+        if m == 1:
+            found[f"{shape}_read_share"] = layer.packed.numel() / len(read) * us["read"] / us[name]
         print(
             f"  {name:6s} {us[name]:9.1f} us "
             + " ".join(f"{key[len(shape) + 1 :]} {found[key]:.3f}" for key in found if shape in key)
@@ -274,24 +280,25 @@ def one_ratio(rounds: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--quick", action="store_true", help="fewer channels for the clipping")
-    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--quick", action="store_true", help="11 rounds, fewer channels for the clipping")
+    parser.add_argument("--rounds", type=int, help="31, or 11 with --quick")
     parser.add_argument("--one-ratio", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    rounds = args.rounds or (11 if args.quick else 31)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with torch.inference_mode():
         if args.one_ratio:
             print(one_ratio(args.one_ratio))
             return
-        print(f"instruction set {kernels.isa()}, torch {torch.__version__}, onnxruntime {ort.__version__}, {args.rounds} rounds")
+        print(f"instruction set {kernels.isa()}, torch {torch.__version__}, onnxruntime {ort.__version__}, {rounds} rounds")
         found: dict[str, float] = {}
         for shape in SHAPES:
-            found |= linears(*shape, args.rounds)
-        found |= convolutions(args.rounds)
-        found["call_cost_us"] = call_cost(args.rounds)
+            found |= linears(*shape, rounds)
+        found |= convolutions(rounds)
+        found["call_cost_us"] = call_cost(rounds)
         if "avx2" in kernels.isas():
-            found["avx2_w4_128x1024x1024_vs_torch"] = avx2(args.rounds)
+            found["avx2_w4_128x1024x1024_vs_torch"] = avx2(rounds)
         found["clip_resnet18_vs_torch"] = clipping(4 if args.quick else 16)
         found["packed_excess_bytes"] = packed_excess_bytes()
     for name in ("call_cost_us", "avx2_w4_128x1024x1024_vs_torch", "clip_resnet18_vs_torch", "packed_excess_bytes"):

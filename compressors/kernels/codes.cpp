@@ -8,7 +8,11 @@ constexpr std::size_t kPiece = std::size_t{1} << 15;  // elements that are worth
 template <typename Part>
 void in_pieces(std::size_t n, int threads, const Part& part) {
   const auto pieces = static_cast<std::int64_t>((n + kPiece - 1) / kPiece);
+#ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) if (pieces > 1 && threads > 1)
+#else
+  static_cast<void>(threads);
+#endif
   for (std::int64_t p = 0; p < pieces; ++p) {
     const std::size_t first = static_cast<std::size_t>(p) * kPiece;
     part(first, n - first < kPiece ? n - first : kPiece);

@@ -81,7 +81,8 @@ struct Isa {
 }  // namespace
 
 const Kernels& avx2_kernels() noexcept {
-  static constexpr Kernels table{"avx2", abs_max, clip_scale, encode, quantize, dequantize, quantize_row, linear_part, dot_peak};
+  static constexpr Kernels table{"avx2", abs_max, clip_scale, encode, quantize, dequantize,
+                                 quantize_row, linear_part, dot_peak};
   return table;
 }
 

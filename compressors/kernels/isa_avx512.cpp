@@ -37,7 +37,8 @@ struct Isa {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(v)));
   }
   static U merge(U code, U plane, U mask) noexcept {  // code | (plane & mask)
-    return reinterpret_cast<U>(_mm512_ternarylogic_epi32(reinterpret_cast<__m512i>(code), reinterpret_cast<__m512i>(plane),
+    return reinterpret_cast<U>(_mm512_ternarylogic_epi32(reinterpret_cast<__m512i>(code),
+                                                         reinterpret_cast<__m512i>(plane),
                                                          reinterpret_cast<__m512i>(mask), 0xf8));
   }
   static void opaque(I& v) noexcept { asm volatile("" : "+v"(v)); }  // a value the compiler cannot foresee
@@ -62,7 +63,8 @@ struct Isa {
 }  // namespace
 
 const Kernels& avx512_kernels() noexcept {
-  static constexpr Kernels table{"avx512", abs_max, clip_scale, encode, quantize, dequantize, quantize_row, linear_part, dot_peak};
+  static constexpr Kernels table{"avx512", abs_max, clip_scale, encode, quantize, dequantize,
+                                 quantize_row, linear_part, dot_peak};
   return table;
 }
 

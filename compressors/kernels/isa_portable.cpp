@@ -62,7 +62,8 @@ struct Isa {
 }  // namespace
 
 const Kernels& portable_kernels() noexcept {
-  static constexpr Kernels table{"portable", abs_max, clip_scale, encode, quantize, dequantize, quantize_row, linear_part, dot_peak};
+  static constexpr Kernels table{"portable", abs_max, clip_scale, encode, quantize, dequantize,
+                                 quantize_row, linear_part, dot_peak};
   return table;
 }
 

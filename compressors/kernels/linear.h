@@ -10,9 +10,9 @@
 //
 // A chunk is eight *quads* of 4 inputs of every channel, a code each for byte 4 * channel + input of a vector of 128
 // bytes. The eight quads share `bits` such vectors, so that a code takes exactly `bits` bits: as many as fit lie whole,
-// quad j in vector j % bits at bit bits * (j / bits) of each byte, had by a shift and a mask. Where that leaves 8 % bits
-// bits at the top of the bytes, these hold, vector by vector, the codes of the other quads as one stream of bits.
-// Channels are padded to 32 and inputs to 32 with code 0.
+// quad j in vector j % bits at bit bits * (j / bits) of each byte, had by a shift and a mask. Where that leaves
+// 8 % bits bits at the top of the bytes, these hold, vector by vector, the codes of the other quads as one stream of
+// bits. Channels are padded to 32 and inputs to 32 with code 0.
 #pragma once
 
 #include <cstddef>
@@ -22,9 +22,9 @@ namespace tightrope {
 
 constexpr std::size_t kTile = 32;
 constexpr std::size_t kChunk = 32;
-constexpr std::size_t kVector = 4 * kTile;                // bytes
-constexpr std::size_t kSums = kTile * sizeof(float);      // bytes before the first group
-constexpr std::size_t kScales = kTile * sizeof(float);    // bytes before the zeros of a group
+constexpr std::size_t kVector = 4 * kTile;              // bytes
+constexpr std::size_t kSums = kTile * sizeof(float);    // bytes before the first group
+constexpr std::size_t kScales = kTile * sizeof(float);  // bytes before the zeros of a group
 constexpr std::size_t kHeader = kScales + 64;           // bytes before the codes of a group
 constexpr std::size_t kWholeRow = 256;  // inputs between two float accumulations where a group is the whole row
 

@@ -1,7 +1,8 @@
 // The packed linear, written once over `Isa` and compiled once for each instruction set.
 // Included inside an anonymous namespace, after clip.inl.
 
-// Before loops over registers: their counts are known, and small. Sanitised, the unrolled code takes minutes to compile.
+// Before loops over registers: their counts are known, and small. Sanitised, the unrolled code takes minutes to
+// compile.
 #ifdef __SANITIZE_ADDRESS__
 #define TIGHTROPE_UNROLL
 #else
@@ -129,9 +130,9 @@ inline U with_rest(const std::uint8_t* chunk, U code) noexcept {
   return code;
 }
 
-// Calls use(j, codes) for quads j = 0..7 of a chunk, in the order in which they lie; j is an integral_constant and codes
-// an array of `Columns` registers. With Raw, whole codes stay at the bit where they lie, which saves the shift: a sum of
-// them is 2^(Bits * place) times what it stands for, place = place_of<Bits>(j).
+// Calls use(j, codes) for quads j = 0..7 of a chunk, in the order in which they lie: each vector is read once; j
+// is an integral_constant and codes an array of `Columns` registers. With Raw, whole codes stay at the bit where they
+// lie, which saves the shift: a sum of them is 2^(Bits * place) times what it stands for, place = place_of<Bits>(j).
 template <int Bits>
 constexpr int place_of(int j) {
   return j < whole_quads(Bits) ? j / Bits : 0;
@@ -165,8 +166,8 @@ inline void each_quad(const std::uint8_t* chunk, const Use& use) noexcept {
   }
 }
 
-// Where the parts of a packed weight lie, by *columns*: registers of channels, kParts a tile. Sizes are worked out once,
-// since the inner code cannot divide for them.
+// Where the parts of a packed weight lie, by *columns*: registers of channels, kParts a tile. Sizes are worked out
+// once, since the inner code cannot divide for them.
 struct Weight {
   const std::uint8_t* packed;
   std::size_t tile_bytes, segment_bytes, chunks, segments, step;  // step: chunks of a segment
@@ -349,8 +350,8 @@ void unpack_chunks(const Weight& weight, std::size_t column, std::size_t c, std:
   }
 }
 
-// Adds inputs [32 * chunk, 32 * chunk_end) to Rows x Columns outputs. `codes` are those inputs unpacked; `totals` has rows
-// of Columns registers.
+// Adds inputs [32 * chunk, 32 * chunk_end) to Rows x Columns outputs. `codes` are those inputs unpacked; `totals` has
+// rows of Columns registers.
 template <int Bits, std::size_t Rows, std::size_t Columns>
 void block(const Weight& weight, const QuantizedRows& rows, std::size_t row, std::size_t column,
            const std::uint8_t* codes, std::size_t chunk, std::size_t chunk_end, F* totals) noexcept {

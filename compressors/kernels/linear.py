@@ -29,7 +29,7 @@ def pack(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bits: i
         bits: 2 to 8.
         group: inputs a group: a multiple of 32 up to 256, or 0 for the whole row.
     Returns:
-        One-dimensional uint8: the codes at exactly `bits` bits with their scales and zero points, channels padded to 16
+        One-dimensional uint8: the codes at exactly `bits` bits with their scales and zero points, channels padded to 32
         and inputs to 32 (`kernels/linear.h` has the layout). The same for every instruction set.
     """
     n, k = codes.shape

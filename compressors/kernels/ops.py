@@ -57,7 +57,11 @@ def _result(
         float32. A row of x with a NaN gives a row of NaN; so does an infinity where x is quantised by row.
     Raises:
         ValueError: names the argument that does not fit.
+        NotImplementedError: all are elsewhere than on the CPU.
     """
+    for name, other in (("packed", packed), ("bias", bias)):
+        if other is not None and other.device != x.device:
+            raise ValueError(f"{name} must be where x is, on {x.device}, got {other.device}")
     return x.new_empty((*x.shape[:-1], n), dtype=torch.uint8 if y_scale else torch.float32)
 
 

@@ -1,5 +1,5 @@
 // Every kernel on every instruction set of this machine, on buffers of exactly the size that is promised: meant to be
-// run under AddressSanitizer and UndefinedBehaviorSanitizer (sanitize.sh). Exits with 1 at the first wrong result.
+// run under AddressSanitizer and UndefinedBehaviorSanitizer (self_test.sh). Exits with 1 at the first wrong result.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -57,6 +57,21 @@ void test_clipping(const Kernels& isa) {
     for (const auto code : codes) require(code >= -7 && code <= 7, "code within range", isa.name);
     w[0] = NAN;
     require(std::isinf(isa.abs_max(w.data(), n)), "NaN is seen", isa.name);
+  }
+}
+
+void test_codes(const Kernels& isa) {
+  for (std::size_t n : {1u, 15u, 16u, 17u, 100u}) {
+    std::vector<float> x(n), back(n);
+    for (auto& value : x) value = static_cast<float>(below(401) - 200) / 2.0f;
+    std::vector<std::uint8_t> codes(n);
+    isa.quantize(x.data(), n, 1.0f, 100, codes.data());
+    isa.dequantize(codes.data(), n, 1.0f, 100, back.data());
+    for (std::size_t i = 0; i < n; ++i)
+      require(back[i] == std::nearbyint(x[i]), "a code is the nearest integer, halves to even", isa.name);
+    x[n - 1] = NAN;
+    isa.quantize(x.data(), n, 1.0f, 100, codes.data());
+    require(codes[n - 1] == 0, "NaN becomes code 0", isa.name);
   }
 }
 
@@ -137,6 +152,7 @@ int main() {
   for (const char* name : {"avx512", "avx2", "portable"})
     if (const Kernels* isa = kernels_named(name)) {
       test_clipping(*isa);
+      test_codes(*isa);
       test_linear(*isa);
       std::printf("%s: ok\n", name);
     }

@@ -1,6 +1,6 @@
-// torch.ops.tightrope.quant_linear, quantize and dequantize on the CPU, through the C interface that torch keeps stable (torch/csrc/stable). Its
-// functions are looked up in the running process: neither building nor importing the kernels needs torch. A Python
-// implementation would cost some six microseconds more a call.
+// torch.ops.tightrope.quant_linear, quantize and dequantize on the CPU, through the C interface that torch keeps stable
+// (torch/csrc/stable). Its functions are looked up in the running process: neither building nor importing the kernels
+// needs torch. A Python implementation would cost some six microseconds more a call.
 #include "torch_op.h"
 
 #include <dlfcn.h>
@@ -147,7 +147,8 @@ const std::int64_t* dense_strides(const Tensor& x, const char* name) {
         break;
       }
   const std::int64_t numel = x.ask(torch.numel);
-  require(numel == 0 || expected == numel, [&] { return std::string(name) + " must be dense: call contiguous() first"; });
+  require(numel == 0 || expected == numel,
+          [&] { return std::string(name) + " must be dense: call contiguous() first"; });
   return strides;
 }
 

@@ -324,6 +324,11 @@ def test_tensors_elsewhere_are_refused() -> None:
     linear = layer()
     with pytest.raises((NotImplementedError, RuntimeError)):
         quant_linear(torch.zeros(2, 77), linear.packed.to_sparse(), None, 21, 4, 0)
+    x, good = torch.zeros(2, 77), {"packed": linear.packed, "bias": linear.bias}
+    for name, tensor in good.items():
+        assert tensor is not None
+        with pytest.raises(ValueError, match=f"{name} must be where x is, on cpu, got meta"):
+            quant_linear(x, **(good | {name: tensor.to("meta")}), n=21, bits=4, group=0)
 
 
 CODES = torch.full((2, 3), 4, dtype=torch.uint8)
