@@ -11,6 +11,7 @@ net that loses most. Every finished cell is a file in DIR: run it again to go on
 """
 
 import argparse
+import hashlib
 import json
 import logging
 from dataclasses import replace
@@ -180,7 +181,8 @@ def main() -> None:
     torch.set_num_threads(1)
     seeds = given.seeds or (1 if given.quick else 5)
     nets = given.nets or (["residual"] if given.quick else [*NETS])
-    cells = Cells(given.out / ("quick" if given.quick else "full"))
+    tag = hashlib.sha256(f"{VARIANTS} {LSQ} {given.quick}".encode()).hexdigest()[:8]
+    cells = Cells(given.out / tag)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in nets}
     for seed in range(seeds):
         for name in nets:
