@@ -11,6 +11,7 @@ net that loses most. Every finished cell is a file in DIR: run it again to go on
 """
 
 import argparse
+import hashlib
 import json
 import logging
 from dataclasses import replace
@@ -22,7 +23,6 @@ import numpy as np
 import torch
 from torch import nn
 
-import tightrope as tr
 from benchmarks.recipe import Cells, bits, bootstrap, whole
 from benchmarks.tasks import NETS, splits, trained
 from benchmarks.tasks.clutter import Batches, Canvases
@@ -31,7 +31,7 @@ from tightrope.compressors.compress import compress, payload_of
 from tightrope.compressors.export.skeleton import skeleton_of
 from tightrope.compressors.finetune import Tuning, finetune
 from tightrope.compressors.prepare import Prepared, Settings, prepare
-from tightrope.search.evaluate import OrtEvaluator, Source
+from tightrope.search.evaluate import Source, runner
 from tightrope.spaces.network import Network
 from tightrope.spaces.policy import Choice, Policy
 
@@ -53,6 +53,7 @@ VARIANTS = {
 }
 LSQ = Tuning(epochs=3, weight_steps="lsq", ranges="lsq")
 CALIBRATION = 500
+BATCH = 100  # divides both splits
 
 
 def uniform(network: Network, width: int) -> Policy:
@@ -71,10 +72,8 @@ class Net:
         rows = slice(CALIBRATION * seed, CALIBRATION * (seed + 1))
         drawn = Canvases(train.images[rows], train.targets[rows], train.sources[rows])
         self.train = data["train"][: 10 if quick else len(data["train"])]
-        search = data["search"]
-        self.task = tr.Task(self.model, search[0][0][:1], Batches(drawn), search, test=data["test"])
+        self.calibration = Batches(drawn)
         self.source = Source(self.prepared(PLAIN), skeleton_of(self.prepared(PLAIN)))
-        self.evaluators = {split: OrtEvaluator(self.source, self.task, split) for split in ("search", "test")}
 
     @cache  # noqa: B019
     def prepared(self, settings: Settings) -> Prepared:
@@ -82,12 +81,15 @@ class Net:
         if settings.rounding != "nearest" or settings.clip != "max" or settings.bias_correction:
             like = self.prepared(replace(PLAIN, equalise=settings.equalise))
             return replace(like, settings=settings, memo=type(like.memo)(like.memo.limit))
-        return prepare(self.model, self.task.example_inputs, self.task.calibration, settings)
+        return prepare(self.model, self.calibration[0][0][:1], self.calibration, settings)
 
     def scores(self, payload: Any) -> dict[str, Any]:
         """Accuracy on the search split in percent, and which test images are right, as a text of 0 and 1."""
-        graph = self.source.written(payload, self.evaluators["search"].batch)
-        right = {s: e.outputs(graph).argmax(1) == whole(s)[1] for s, e in self.evaluators.items()}
+        run, right = runner(self.source.written(payload, BATCH)), {}
+        for split in ("search", "test"):
+            images, targets = whole(split)
+            outputs = [run([images[at : at + BATCH]]) for at in range(0, len(images), BATCH)]
+            right[split] = np.concatenate(outputs).argmax(1) == targets
         return {"search": 100 * float(right["search"].mean()), "test": "".join("01"[int(r)] for r in right["test"])}
 
     def policy(self, width: int) -> Policy:
@@ -179,7 +181,8 @@ def main() -> None:
     torch.set_num_threads(1)
     seeds = given.seeds or (1 if given.quick else 5)
     nets = given.nets or (["residual"] if given.quick else [*NETS])
-    cells = Cells(given.out / ("quick" if given.quick else "full"))
+    tag = hashlib.sha256(f"{VARIANTS} {LSQ} {given.quick}".encode()).hexdigest()[:8]
+    cells = Cells(given.out / tag)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in nets}
     for seed in range(seeds):
         for name in nets:
