@@ -80,7 +80,7 @@ def test_compress_and_export_by_hand(run: tuple[tr.Study, Path], tmp_path: Path)
 
 
 def test_workers_score_what_the_driver_scores(run: tuple[tr.Study, Path]) -> None:
-    """The evaluator that travels to workers, with its arrays shared, gives the same scores; so does torch, but for rounding at 2 bits."""
+    """The evaluator that travels to workers, with its arrays shared, gives the same scores; so does torch, roughly."""
     task = digits.task()
     setting = set_up(task, configs.make({"device": "bitfusion"}))
     here = evaluator_for(setting.source, task)
