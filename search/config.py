@@ -59,7 +59,11 @@ class TuneConfig(_Strict):
 
 
 class Config(_Strict):
-    """Everything that a search depends on, but for the data and the model themselves."""
+    """Everything that a search depends on, but for the data and the model themselves.
+
+    `stopping` is the probability with which a trial that is no worse than the best so far may be given up early
+    (`search/stopping.py`); 0 scores every trial on the whole split.
+    """
 
     model: str = ""
     data: str = ""
@@ -75,6 +79,7 @@ class Config(_Strict):
     seed: int = Field(default=0, ge=0)
     out: str = "runs/search"
     controls: bool = True
+    stopping: float = Field(default=0.0, ge=0, lt=1)
     space: SpaceConfig = SpaceConfig()
     compress: CompressConfig = CompressConfig()
     finetune: TuneConfig = TuneConfig()

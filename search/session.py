@@ -126,6 +126,7 @@ def run(task: Task, config: Config, progress: Quiet, on_study: Callable[[Study, 
             study = Study.start(
                 setting.space, setting.device, Budget.parse(config.budget), workers, folder=folder, name=folder.name,
                 agent=config.agent, settings=config.agent_settings, trials=config.trials, seed=config.seed, metric=task.metric_name,
+                stopping=config.stopping,
                 hold=lambda problem: tightened(problem, setting),
             )  # fmt: skip
             config.save(folder / "config.yaml")

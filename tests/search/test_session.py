@@ -80,7 +80,7 @@ def test_compress_and_export_by_hand(run: tuple[tr.Study, Path], tmp_path: Path)
 
 
 def test_workers_score_what_the_driver_scores(run: tuple[tr.Study, Path]) -> None:
-    """The evaluator that travels to workers, with its arrays shared, gives the same scores; so does torch."""
+    """The evaluator that travels to workers, with its arrays shared, gives the same scores; so does torch, roughly."""
     task = digits.task()
     setting = set_up(task, configs.make({"device": "bitfusion"}))
     here = evaluator_for(setting.source, task)
@@ -94,8 +94,7 @@ def test_workers_score_what_the_driver_scores(run: tuple[tr.Study, Path]) -> Non
         score = here.evaluate(policy)
         assert there.evaluate(policy) == score
         module = tr.compress_prepared(None, policy, setting.prepared)
-        # at 2 bits many values lie halfway between two codes, which an ulp of difference rounds one way or the other
-        assert score_module(module, task.split("search"), task.measure).value == pytest.approx(score.value, abs=4)
+        assert score_module(module, task.split("search"), task.measure).value == pytest.approx(score.value, abs=2 * score.stderr)
 
 
 def test_the_readme_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

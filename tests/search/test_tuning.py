@@ -24,7 +24,7 @@ from tightrope.spaces import Policy
 from tightrope.spaces.errors import DataError
 from tightrope.spaces.policy import Choice
 
-TUNING = Tuning(epochs=4, lr=1e-3)
+TUNING = Tuning(epochs=4, lr=1e-3, batch=100)
 
 
 @cache
