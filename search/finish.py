@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -139,10 +140,14 @@ def points(score: Score) -> str:
 def finish(study: Study, setting: "Setting", workers: Executor, folder: Path) -> Report:
     """Make the report of a search, and the files of `best/`.
 
-    The best few of the front and all controls are recalibrated and fine-tuned alike and scored on the search split. The best
+    The best few of the front and all controls are recalibrated and fine-tuned alike and scored on the search split; of the best
+    few those stop early that fall behind (`search/tuning.py`), and all go on behind their last epoch after a kill. The best
     of them is measured, interleaved with the dense model; if it misses the latency budget, the next takes its place. Then the
     test split is used, once.
     """
+    from tightrope.compressors.compress import compress
+    from tightrope.search.session import TUNING, tuned
+
     progress, config = setting.progress, setting.config
     remarks: list[str] = []
     rows = [_dense(study)]
@@ -155,20 +160,24 @@ def finish(study: Study, setting: "Setting", workers: Executor, folder: Path) ->
         remarks.append("no trial met the budget; there is no best policy")
     searched, tested = _scorer(setting, "search"), _scorer(setting, "test")
     unique: dict[Policy, Row] = {}
-    for row in rows:
-        if row.name == "dense":
-            continue
-        if row.policy in unique:
-            row.module, row.search = unique[row.policy].module, unique[row.policy].search
-            continue
-        progress.phase("fine-tune" if config.finetune.epochs and setting.task.has("train") else "recalibrate")
-        row.module = _tuned(row, setting)
+    for row in rows[1:]:
+        unique.setdefault(row.policy, row)
+    progress.phase("fine-tune" if config.finetune.epochs and setting.task.has("train") else "recalibrate")
+    for halve in (False, True):  # controls are trained to the end, of the candidates those that do not fall behind
+        chosen = [row for row in unique.values() if halve == (row.name == "best")]
+        for row in chosen:
+            row.module = compress(None, row.policy, setting.prepared)
+        made = {_label(row): row.module for row in chosen if row.module is not None}
+        tuned(made, setting.task, config, progress, folder / TUNING, halve=halve)
+    for row in unique.values():
+        assert row.module is not None
         row.search = searched(row.module)
-        unique[row.policy] = row
+    for row in rows[1:]:
+        row.module, row.search = unique[row.policy].module, unique[row.policy].search
     progress.phase("measure")
     _measure(rows, study, setting, remarks)
-    chosen = _choose(rows, study, remarks)
-    rows = [row for row in rows if row.name != "best" or row is chosen]
+    best = _choose(rows, study, remarks)
+    rows = [row for row in rows if row.name != "best" or row is best]
     progress.phase("test")
     if setting.task.has("test"):
         rows[0].test = score_module(setting.task.model.eval(), setting.task.split("test"), setting.task.measure)
@@ -183,7 +192,8 @@ def finish(study: Study, setting: "Setting", workers: Executor, folder: Path) ->
         study.header.name, study.header.device, study.header.simulated, study.header.metric, study.header.budget, rows, remarks,
         _about(study, setting),
     )  # fmt: skip
-    _write(report, chosen, setting, folder)
+    _write(report, best, setting, folder)
+    shutil.rmtree(folder / TUNING, ignore_errors=True)
     return report
 
 
@@ -277,12 +287,8 @@ def _allowed(study: Study) -> Limits:
     return Budget.parse(header.budget).resolve(header.dense_cost, device.metrics, device.name)
 
 
-def _tuned(row: Row, setting: "Setting") -> "fx.GraphModule":
-    from tightrope.compressors.compress import compress
-    from tightrope.search.session import tuned
-
-    label = row.name if row.trial is None else f"{row.name} {row.trial}"
-    return tuned(compress(None, row.policy, setting.prepared), setting.task, setting.config, setting.progress, label)
+def _label(row: Row) -> str:
+    return row.name if row.trial is None else f"{row.name} {row.trial}"
 
 
 def _measure(rows: list[Row], study: Study, setting: "Setting", remarks: list[str]) -> None:

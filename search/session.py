@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,15 @@ from tightrope.spaces.policy import Policy, write_atomically
 from tightrope.spaces.space import Space
 
 if TYPE_CHECKING:
-    from torch import fx, nn
+    from torch import fx
 
     from tightrope.compressors.prepare import Prepared
     from tightrope.estimators.device import Device
     from tightrope.search.evaluate import Source
 
 log = logging.getLogger(__name__)
+TUNING = "tuning"
+"""Of a run folder: the states of fine-tuning, for as long as it lasts."""
 
 
 @dataclass
@@ -202,29 +205,30 @@ def _prepare(task: Task, config: Config) -> "Prepared":
     return prepare(task.model, task.example_inputs, task.split("calibration"), settings, config.seed)
 
 
-def tuned(module: "fx.GraphModule", task: Task, config: Config, progress: Quiet, label: str) -> "fx.GraphModule":
-    """A compressed module recalibrated and, where there is a train split, fine-tuned as the configuration says."""
-    import torch
+def tuned(
+    modules: "Mapping[str, fx.GraphModule]", task: Task, config: Config, progress: Quiet, folder: Path, *, halve: bool = False
+) -> None:
+    """Recalibrate compressed modules in place and, where there is a train split, fine-tune them as the configuration says.
 
-    from tightrope.compressors.finetune import Tuning, finetune
+    Args:
+        modules: by the names under which progress is told, the most promising first.
+        folder: of their states after each epoch, behind which fine-tuning goes on that was killed.
+        halve: whether those that fall behind stop early (see `tune`).
+    """
+    from tightrope.compressors.finetune import Tuning
     from tightrope.compressors.recalibrate import recalibrate
+    from tightrope.search.tuning import tune
 
-    tune = config.finetune
-    recalibrate(module, task.split("calibration"))
-    if tune.epochs == 0 or not task.has("train"):
-        return module
-    dense: nn.Module = task.model
-    tuning = Tuning(**tune.model_dump(exclude={"candidates"}), seed=config.seed)
+    for module in modules.values():
+        recalibrate(module, task.split("calibration"))
+    if config.finetune.epochs == 0 or not task.has("train"):
+        return
+    tuning = Tuning(**config.finetune.model_dump(exclude={"candidates"}), seed=config.seed)
 
-    def tell(step: int, steps: int, loss: float) -> None:
-        progress.step(step, steps, f"{label}, loss {loss:.3f}")
+    def tell(name: str, step: int, steps: int, loss: float) -> None:
+        progress.step(step, steps, f"{name}, loss {loss:.3f}")
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small nets gain little from more, and lose much where cores are shared
-    try:
-        return finetune(module, dense, task.split("train"), tuning, augment=task.augment, on_step=tell)
-    finally:
-        torch.set_num_threads(threads)
+    tune(modules, task, tuning, folder, halve=halve, on_step=tell)
 
 
 def _again(run_folder: Path) -> tuple[Task, Config]:
@@ -281,7 +285,8 @@ def export_run(run_folder: Path, trial: int | None, form: str, output: Path | No
     module = apply(task.model, policy, _prepare(task, config))
     if finetune:
         progress.phase("fine-tune")
-        tuned(module, task, config, progress, f"trial {trial}")
+        tuned({f"trial {trial}": module}, task, config, progress, run_folder / TUNING)
+        shutil.rmtree(run_folder / TUNING, ignore_errors=True)
     progress.close()
     return export(module, target, device=config.device, batch=config.batch)
 

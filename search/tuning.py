@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from tightrope.spaces.errors import RunError
 if TYPE_CHECKING:
     from torch import fx
 
-    from tightrope.compressors.finetune import Progress, Tuning
+    from tightrope.compressors.finetune import Tuning
 
 log = logging.getLogger(__name__)
 FACTOR = 2  # between rungs, and of the modules that go on
@@ -53,7 +54,7 @@ class Halving:
 
 def tune(
     modules: Mapping[str, "fx.GraphModule"], task: Task, tuning: "Tuning", folder: Path, *, halve: bool, workers: int = 0,
-    on_step: "Progress | None" = None,
+    on_step: Callable[[str, int, int, float], None] | None = None,
 ) -> dict[str, int]:  # fmt: skip
     """Fine-tune modules in place, as `compressors.finetune` does; how many epochs each was trained.
 
@@ -62,6 +63,7 @@ def tune(
         folder: of the files that hold their state after each epoch; where one is there, its module goes on behind it.
         halve: whether those that fall behind stop; what they are after their last epoch is kept all the same.
         workers: trained at once on Ray, which must run; with 0 one after another in this process.
+        on_step: called with the module's name, `(name, step, steps, loss)`.
 
     Raises:
         DataError: the train split is empty or the loss not finite.
@@ -79,7 +81,8 @@ def tune(
         if workers and len(modules) > 1:
             go_on = _as_before(jobs[name])
         keeper = jobs[name].keeper(task.split("search"), task.measure, go_on)
-        _train(module, task.model, task.split("train"), tuning, task.augment, keeper, on_step)
+        tell = None if on_step is None else partial(on_step, name)
+        _train(module, task.model, task.split("train"), tuning, task.augment, keeper, tell)
         epochs[name] = len(keeper.scores)
         log.info("%s: %d of %d epochs, scores %s", name, len(keeper.scores), tuning.epochs, keeper.scores)
     return epochs
