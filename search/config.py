@@ -71,7 +71,7 @@ class Config(_Strict):
     device: str = "ort-cpu"
     batch: int = Field(default=1, ge=1)
     budget: list[str] = ["latency<=0.5x"]
-    agent: str = "tpe"
+    agent: str = "auto"
     agent_settings: dict[str, Any] = {}
     trials: int = Field(default=100, ge=1)
     workers: int = Field(default=2, ge=0)

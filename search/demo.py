@@ -53,5 +53,5 @@ def demo(out: Path, *, trials: int = 120, workers: int = 2, seed: int = 0) -> It
             folder = out / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "demo.json", json.dumps({"seed": seed}) + "\n")
-        config = configs.make({**settings, "workers": workers, "seed": seed, "out": str(folder), "agent": "tpe"})
+        config = configs.make({**settings, "workers": workers, "seed": seed, "out": str(folder), "agent": "auto"})
         yield run(built, config, default(lines=True)), folder
