@@ -159,7 +159,7 @@ def test_nested_reconstruction_equals_one_made_for_the_set(size: int, outputs: i
     )
     count = data.draw(st.integers(1, size))
     nested = Nested.of(weight, covariance, order).at(count, np.arange(outputs))
-    np.testing.assert_allclose(nested, reconstruct(weight, covariance, np.sort(order[:count])), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(nested, reconstruct(weight, covariance, np.sort(order[:count])), rtol=1e-4, atol=1e-5)
 
 
 # ---- factors
