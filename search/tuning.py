@@ -148,8 +148,9 @@ def _on_ray(
     from ray import tune as ray_tune
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-    # The modules are trained, so each worker unpacks its own; the examples are shared, read-only.
-    own = ray.put(cloudpickle.dumps((dict(modules), task.model, task.augment, task.measure, tuning, dict(jobs))))
+    # The modules are trained, so each worker unpacks its own; the examples are shared, read-only. A graph's notes do not travel.
+    notes = {name: module.meta.get("normed", ()) for name, module in modules.items()}
+    own = ray.put(cloudpickle.dumps((dict(modules), notes, task.model, task.augment, task.measure, tuning, dict(jobs))))
     shared = ray.put(pack((task.split("train"), task.split("search"))))
     path = [str(Path(p).absolute()) for p in sys.path]
     asha = {"time_attr": "training_iteration", "max_t": tuning.epochs, "grace_period": 1, "reduction_factor": FACTOR}
@@ -176,12 +177,14 @@ def _one(given: dict[str, Any], own: list[Any], shared: list[Any], path: list[st
     from ray import tune as ray_tune
 
     sys.path += [p for p in path if p not in sys.path]
-    modules, dense, augment, measure, tuning, jobs = cloudpickle.loads(ray.get(own[0]))
+    modules, notes, dense, augment, measure, tuning, jobs = cloudpickle.loads(ray.get(own[0]))
     train, search = unpack(ray.get(shared[0]))
 
     def report(done: int, score: float) -> bool:
         ray_tune.report({"score": score, "epochs": done})
         return done < int(tuning.epochs)
 
+    module = modules[given["job"]]
+    module.meta["normed"] = notes[given["job"]]
     keeper = jobs[given["job"]].keeper(search, measure, report)
-    _train(modules[given["job"]], dense, train, tuning, augment, keeper)
+    _train(module, dense, train, tuning, augment, keeper)

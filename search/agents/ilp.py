@@ -28,7 +28,7 @@ Index = NDArray[np.int64]
 
 _TIGHTER = (1.0, 0.98, 0.94, 0.88, 0.8)
 _AGAIN = 4
-_WHOLE = 1e5  # costs enter a programme as whole numbers up to this; with fractions HiGHS repairs its solutions, and prints that
+_WHOLE = 2.0**17  # costs enter a programme as whole numbers up to this; with fractions HiGHS repairs its solutions, and prints that
 _REACH = (1.0, 0.3, 0.6)  # of `reach`, in turn: far by the mean, near and farther by draws
 
 
