@@ -28,7 +28,7 @@ def launch(logdir: Path | str, *, option: str = "--logdir") -> str:
 
 
 @pytest.fixture
-def tensorboard() -> Callable[[Path], str]:
+def tensorboard() -> Callable[..., str]:
     """Starts a TensorBoard on a log folder."""
     return launch
 

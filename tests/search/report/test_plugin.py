@@ -85,12 +85,10 @@ def test_an_empty_log_folder_is_no_error(tmp_path: Path, tensorboard: Start) -> 
         assert b'"pareto"' in answer.read()
 
 
-def test_the_folders_of_logdir_spec_are_served(tmp_path: Path) -> None:
-    from conftest import launch
-
+def test_the_folders_of_logdir_spec_are_served(tmp_path: Path, tensorboard: Callable[..., str]) -> None:
     for name in ("a/net", "b/net", "c/net", "secret/net"):
         sample_runs.write_run(tmp_path / name, trials=3)
-    address = launch(f"first:{tmp_path}/a,second:{tmp_path}/b,{tmp_path}/c", option="--logdir_spec")
+    address = tensorboard(f"first:{tmp_path}/a,second:{tmp_path}/b,{tmp_path}/c", option="--logdir_spec")
     runs = get(address, "/runs").json["runs"]
     commands = [f"tightrope export {tmp_path}/{name}/net" for name in ("a", "b", "c")]
     assert sorted((run["name"], run["command"]) for run in runs) == [
