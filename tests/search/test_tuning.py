@@ -66,7 +66,7 @@ class Killed(Exception):
 def test_gone_on_with_is_as_if_it_had_never_stopped(tmp_path: Path, plain: dict[str, torch.Tensor]) -> None:
     task, steps = digits.task(), []
 
-    def kill(step: int, count: int, loss: float) -> None:
+    def kill(name: str, step: int, count: int, loss: float) -> None:
         steps.append(step)
         if step == count // 2 + 2:  # in the middle of the third epoch
             raise Killed
@@ -75,7 +75,7 @@ def test_gone_on_with_is_as_if_it_had_never_stopped(tmp_path: Path, plain: dict[
         tune(modules(0.5), task, TUNING, tmp_path, halve=False, on_step=kill)
     again = modules(0.5)
     seen: list[int] = []
-    assert tune(again, task, TUNING, tmp_path, halve=False, on_step=lambda step, count, loss: seen.append(step)) == {"0.5": 4}
+    assert tune(again, task, TUNING, tmp_path, halve=False, on_step=lambda name, step, count, loss: seen.append(step)) == {"0.5": 4}
     assert seen[0] == 19 and seen[-1] == 36  # nine batches an epoch: two epochs were kept
     assert same(weights(again["0.5"]), plain)
 
@@ -99,7 +99,7 @@ def test_a_kill_loses_the_epoch_in_progress_alone(tmp_path: Path, plain: dict[st
     with safe_open(file, "pt") as held:  # type: ignore[no-untyped-call]
         kept = held.metadata()["scores"].count(",") + 1
     again, seen = modules(0.5), []
-    tune(again, digits.task(), TUNING, tmp_path, halve=False, on_step=lambda step, count, loss: seen.append(step))
+    tune(again, digits.task(), TUNING, tmp_path, halve=False, on_step=lambda name, step, count, loss: seen.append(step))
     assert 1 <= kept < 4 and seen[0] == 9 * kept + 1
     assert same(weights(again["0.5"]), plain)
 
