@@ -323,7 +323,7 @@ def _choose(rows: list[Row], study: Study, remarks: list[str]) -> Row | None:
         study.add(Final(row.trial or 0, row.search, row.cost, row.measured))
     fit = [row for row in candidates if row.within_budget]
     remarks += [
-        f"trial {row.trial} missed the budget when measured ({row.measured[0]:.3f}x); the next took its place"
+        f"trial {row.trial} missed the budget when measured ({row.measured[0]:.3f}x)" + ("; the next took its place" if fit else "")
         for row in candidates
         if not row.within_budget and row.measured is not None
     ]
