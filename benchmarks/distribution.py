@@ -185,7 +185,7 @@ def kills(folder: Path, wanted: int) -> dict[str, float]:
     command = [sys.executable, "-W", "ignore", "-c", DRIVER, str(folder), address]
     done = {"driver": 0, "worker": 0}
     lost, restarts = 0, 0
-    kept: tuple[Trial, ...] = ()
+    kept: set[bytes] = set()
     while True:
         driver = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         restarts += 1
@@ -196,25 +196,34 @@ def kills(folder: Path, wanted: int) -> dict[str, float]:
             if driver.poll() is not None:
                 break
             time.sleep(0.03 * rng.random())
+            kept |= _told(folder)
             if rng.random() < 0.5:
                 driver.send_signal(signal.SIGKILL)
                 done["driver"] += 1
                 break
-            running = {int(line.split()[0]) for line in _lines(folder)[-2:]}
-            os.kill(int(rng.choice(sorted(running))), signal.SIGKILL)
-            done["worker"] += 1
+            running = sorted({int(line.split()[0]) for line in _lines(folder)[-2:]})
+            done["worker"] += _kill(running[int(rng.integers(len(running)))])
         driver.wait()
-        found = journal.read(folder).trials if (folder / "trials.jsonl").exists() else ()
-        lost += sum(essence(a) != essence(b) for a, b in zip(kept, found, strict=False)) + max(0, len(kept) - len(found))
-        kept = found
+        lost += len(kept - _told(folder))
         if driver.returncode == 0 or restarts > 4 * wanted + 4:
             break
     ray.shutdown()
     alone = RayAlone(payload(0.0, 0.0, folder / "whole"))
     with started(alone, TRIALS_KILLED, "nsga2") as whole:
         whole.run(alone)
-    same = [essence(t) for t in whole.trials] == [essence(t) for t in kept]
+    same = [essence(t) for t in whole.trials] == [essence(t) for t in journal.read(folder).trials]
     return {"kills_driver": done["driver"], "kills_worker": done["worker"], "kills_lost": lost, "kills_same_search": float(same)}
+
+
+def _kill(worker: int) -> bool:
+    """Kill a worker; False if it is gone already."""
+    try:
+        if b"ray::" not in Path(f"/proc/{worker}/cmdline").read_bytes():
+            return False
+        os.kill(worker, signal.SIGKILL)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return True
 
 
 class RayAlone(Inline):
@@ -227,6 +236,12 @@ class RayAlone(Inline):
 
 def essence(trial: Trial) -> tuple[Any, ...]:
     return trial.number, trial.policy, trial.cost, trial.score, trial.feasible, trial.failed
+
+
+def _told(folder: Path) -> set[bytes]:
+    """The finished lines of a journal."""
+    path = folder / "trials.jsonl"
+    return set(path.read_bytes().split(b"\n")[:-1]) if path.exists() else set()
 
 
 def _lines(folder: Path) -> list[str]:

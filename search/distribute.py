@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Payload = Mapping[str, NDArray[Any]]
 Job = tuple[int, Policy, Rival | None]
+PATIENCE_SECONDS = 180.0
 _log = logging.getLogger(__name__)
 
 
@@ -156,13 +157,18 @@ class Worker:
 class RayPool:
     """Scores on Ray actors, one core each.
 
-    The payload is put into Ray's object store once; every worker maps it. A policy whose worker dies (killed, or out of memory)
-    is tried again on a new one, `retries` times, then failed. `slots` is above the number of workers, so that a policy waits
-    for whoever is free while the agent thinks and while an earlier trial is still to be told; with one worker it is not.
+    The payload is put into Ray's object store once; every worker maps it, on other machines a copy of it there. A policy whose
+    worker dies (killed, out of memory, or gone with its machine) is tried again on another, `retries` times, then failed; the
+    dead one is replaced as soon as there is a core for it, and until then those that are left go on. `slots` is above the
+    number of workers, so that a policy waits for whoever is free while the agent thinks and while an earlier trial is still to
+    be told; with one worker it is not.
 
     Args:
         address: of a running cluster; None starts Ray here, unless it already runs in this process.
-        patience_seconds: how long to wait for the workers to be ready.
+        patience_seconds: how long to wait for the workers to be ready, and later on for one where none is left.
+
+    Raises:
+        RunError: Ray cannot be started or reached, or the workers are not ready in time. What the factory raises is raised.
     """
 
     def __init__(
@@ -173,7 +179,7 @@ class RayPool:
         workers: int,
         address: str | None = None,
         retries: int = 2,
-        patience_seconds: float = 180.0,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         import ray
 
@@ -186,37 +192,42 @@ class RayPool:
         if self._owned:
             _start(workers, address, sum(a.nbytes for a in arrays.values()))
         self._idle: list[ActorHandle[Any]] = []
-        self._running: dict[Any, tuple[ActorHandle[Any], Job, int]] = {}
-        self._waiting: deque[Job] = deque()
-        self._events: SimpleQueue[Job | Future[Outcome] | None] = SimpleQueue()  # policies handed over and futures done
+        self._busy: dict[Any, tuple[ActorHandle[Any], Job | None, int]] = {}  # with a policy, or being built; and how often tried
+        self._waiting: deque[tuple[Job, int]] = deque()
+        self._events: SimpleQueue[Job | Future[Any] | None] = SimpleQueue()  # policies handed over and futures done
         self._outcomes: SimpleQueue[Outcome | BaseException] = SimpleQueue()
         self._feeder = Thread(target=self._feed, name="feeder", daemon=True)
         try:
             # in a list, so that Ray hands on the references and each worker resolves them when it can
             self._shared = [ray.put(factory), ray.put(arrays)]
             self._path = [str(Path(p).absolute()) for p in sys.path]
-            self._idle = self._hire(workers)
+            for _ in range(workers):
+                self._hire(0)
+            self._gather(workers)
             self._feeder.start()
         except BaseException:
             self.close()
             raise
 
-    def _hire(self, count: int) -> list[ActorHandle[Any]]:
-        """New actors with their evaluators built; what the factory raises is raised here."""
-        ray = self._ray
-        actors = [ray.remote(Worker).options(num_cpus=1, max_restarts=0).remote() for _ in range(count)]
-        try:
-            ray.get([a.build.remote(self._path, self._shared) for a in actors], timeout=self._patience)
-        except ray.exceptions.GetTimeoutError:
-            raise RunError(
-                f"{count} workers were not ready within {self._patience:g} s; Ray sees {ray.cluster_resources().get('CPU', 0):g} "
-                "CPUs: ask for fewer workers or free some"
-            ) from None
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, Exception) else RunError(_reason(error)) from None
-        except ray.exceptions.RayError as error:
-            raise RunError(f"a worker died before its first trial: {_reason(error)}") from None
-        return actors
+    def _hire(self, tries: int) -> None:
+        """Ask for a new worker, whose evaluator is built as soon as there is a core for it."""
+        actor = self._ray.remote(Worker).options(num_cpus=1, max_restarts=0).remote()
+        self._watch(actor.build.remote(self._path, self._shared), actor, None, tries)
+
+    def _gather(self, count: int) -> None:
+        """Wait until all workers are ready; what the factory raises is raised here."""
+        end = time.monotonic() + self._patience
+        while len(self._idle) < count:
+            try:
+                event = self._events.get(timeout=max(0.0, end - time.monotonic()))
+            except Empty:
+                cpus = self._ray.cluster_resources().get("CPU", 0)
+                raise RunError(
+                    f"{count} workers were not ready within {self._patience:g} s, {len(self._idle)} were; Ray sees {cpus:g} CPUs: "
+                    "ask for fewer workers, free some, or give it more time (`patience_seconds`)"
+                ) from None
+            assert isinstance(event, Future)
+            self._settle(event)
 
     def submit(self, number: int, policy: Policy, rival: Rival | None = None) -> None:
         self._events.put((number, policy, rival))
@@ -231,45 +242,69 @@ class RayPool:
     def _feed(self) -> None:
         """Hand what waits to whoever is free, in a thread of its own; the workers need not wait for the driver."""
         try:
-            while (event := self._events.get()) is not None:
+            while (event := self._event()) is not None:
                 if isinstance(event, Future):
                     self._settle(event)
                 else:
-                    self._waiting.append(event)
+                    self._waiting.append((event, 0))
                 while self._waiting and self._idle:
-                    self._send(self._idle.pop(), self._waiting.popleft(), 0)
+                    self._send(self._idle.pop(), *self._waiting.popleft())
         except BaseException as error:
             self._outcomes.put(error)
 
+    def _event(self) -> Job | Future[Any] | None:
+        """The next thing that happens; there must be one in time where a policy waits and no worker is left."""
+        stuck = self._waiting and not any(job for _, job, _ in self._busy.values())
+        try:
+            return self._events.get(timeout=self._patience if stuck else None)
+        except Empty:
+            raise RunError(
+                f"no worker is left, and there was no core for another within {self._patience:g} s; what was told is kept, and "
+                "the search can be resumed"
+            ) from None
+
     def _send(self, actor: ActorHandle[Any], job: Job, tries: int) -> None:
-        future = actor.run.remote(*job).future()
-        self._running[future] = (actor, job, tries)
+        self._watch(actor.run.remote(*job), actor, job, tries)
+
+    def _watch(self, reference: Any, actor: ActorHandle[Any], job: Job | None, tries: int) -> None:
+        future = reference.future()
+        self._busy[future] = (actor, job, tries)
         future.add_done_callback(self._events.put)
 
-    def _settle(self, future: Future[Outcome]) -> None:
-        actor, job, tries = self._running.pop(future)
+    def _settle(self, future: Future[Any]) -> None:
+        """See what has become of a policy, or of a worker that was being built."""
+        actor, job, tries = self._busy.pop(future)
         error = future.exception()
         if error is None:
             self._idle.append(actor)
-            self._outcomes.put(future.result())
+            if job is not None:
+                self._outcomes.put(future.result())
             return
         self._ray.kill(actor)
-        [hired] = self._hire(1)
-        if tries >= self._retries:
-            self._idle.append(hired)
+        last = tries >= self._retries
+        if job is None:
+            cause = getattr(error, "cause", None)  # what the factory has raised, which it would do again
+            if isinstance(cause, Exception):
+                raise cause
+            if last or not isinstance(error, self._ray.exceptions.RayActorError):
+                raise RunError(f"a worker died before its first trial: {_reason(error)}")
+            self._hire(tries + 1)
+            return
+        self._hire(0)
+        if last:
             reason = f"its worker died {tries + 1} times, the last time with {_reason(error)}"
             self._outcomes.put(Outcome(job[0], None, reason, 0.0))
         else:
             _log.warning("the worker of trial %d died and the trial is tried again: %s", job[0], _reason(error))
-            self._send(hired, job, tries + 1)
+            self._waiting.appendleft((job, tries + 1))
 
     def release(self) -> None:
         if self._feeder.is_alive():
             self._events.put(None)
             self._feeder.join()
-        for actor in [*self._idle, *(entry[0] for entry in self._running.values())]:
+        for actor in [*self._idle, *(entry[0] for entry in self._busy.values())]:
             self._ray.kill(actor)
-        self._idle, self._running = [], {}
+        self._idle, self._busy = [], {}
 
     def close(self) -> None:
         self.release()
@@ -284,14 +319,17 @@ def _start(workers: int, address: str | None, payload_bytes: int) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     silent: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
     try:
-        if address is None:
+        if address is None:  # "local": not whatever RAY_ADDRESS or an earlier `ray start` names
             room = max(2**28, 2 * payload_bytes)
-            ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=room, **silent)
+            ray.init("local", num_cpus=workers, include_dashboard=False, object_store_memory=room, **silent)
         else:
             _reach(address)
             ray.init(address=address, **silent)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise RunError(f"Ray cannot be {'started' if address is None else f'reached at {address!r}'}: {_reason(error)}") from None
+    except Exception as error:  # Ray raises whatever it met: no memory, no port, no room in its folder
+        where, instead = ("started", "workers=0 searches in this process") if address is None else (
+            f"reached at {address!r}", "without an address it is started here"
+        )  # fmt: skip
+        raise RunError(f"Ray cannot be {where}: {_reason(error)}; {instead}") from None
 
 
 @contextmanager
@@ -313,6 +351,11 @@ def _reach(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
-def pool(factory: Factory, payload: Payload | None = None, *, workers: int = 0, address: str | None = None) -> Executor:
+def pool(
+    factory: Factory, payload: Payload | None = None, *, workers: int = 0, address: str | None = None,
+    patience_seconds: float = PATIENCE_SECONDS,
+) -> Executor:  # fmt: skip
     """An executor: in this process for 0 workers, else on Ray actors."""
-    return Inline(factory, payload) if workers == 0 else RayPool(factory, payload, workers=workers, address=address)
+    if workers == 0:
+        return Inline(factory, payload)
+    return RayPool(factory, payload, workers=workers, address=address, patience_seconds=patience_seconds)

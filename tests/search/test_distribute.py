@@ -89,20 +89,27 @@ def test_a_search_on_two_workers_resumes_as_if_it_had_never_stopped(cluster: str
     assert essence(study.trials) == essence(whole.trials)
 
 
-def test_a_killed_worker_loses_nothing(cluster: str, tmp_path: Path) -> None:
+def test_killed_workers_are_replaced_and_nothing_is_lost(cluster: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     executor = pool(Watched, payload(sleep=0.03, log=log), workers=2)
+    killed: list[int] = []
+
+    def workers() -> list[int]:
+        found = [int(line.split()[0]) for line in log.read_text().splitlines()] if log.exists() else []
+        return list(dict.fromkeys(found))
 
     def kill() -> None:
-        while not log.exists() or log.read_bytes().count(b"\n") < 8:
-            time.sleep(0.005)
-        os.kill(int(log.read_text().split()[0]), signal.SIGKILL)
+        for count in (1, 2):  # both, so that the search can only go on with others
+            while len(workers()) < count:
+                time.sleep(0.005)
+            killed.append(workers()[count - 1])
+            os.kill(killed[-1], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
     study = search(executor, tmp_path)
     killer.join()
-    assert len({line.split()[0] for line in log.read_text().splitlines()}) == 3
+    assert set(workers()) > set(killed) and len(killed) == 2
     assert essence(study.trials) == essence(search(pool(Watched, workers=2)).trials)
     assert not any(t.failed for t in journal.read(tmp_path).trials)
 
@@ -136,7 +143,7 @@ def broken(arrays: object) -> Watched:
 
 
 def test_more_workers_than_cores_is_an_error_that_says_so(cluster: str) -> None:
-    with pytest.raises(RunError, match="4 workers were not ready within 5 s; Ray sees 2 CPUs"):
+    with pytest.raises(RunError, match="4 workers were not ready within 5 s, 2 were; Ray sees 2 CPUs"):
         RayPool(Watched, workers=4, patience_seconds=5)
 
 
@@ -146,3 +153,13 @@ def test_a_cluster_that_is_not_there_is_said() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "RAY_GCS_RPC_TIMEOUT_S": "1"}
     )
     assert "Ray cannot be reached at '127.0.0.1:1'" in done.stderr
+
+
+def test_where_ray_cannot_start_it_is_said_and_another_cluster_is_left_alone(tmp_path: Path) -> None:
+    deep = tmp_path / ("deep" * 30)  # no socket can have so long a name
+    code = "from tightrope.search.distribute import pool; pool(print, workers=1)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1", "RAY_TMPDIR": str(deep)},
+    )  # fmt: skip
+    assert "RunError: Ray cannot be started" in done.stderr and "107 bytes" in done.stderr and "workers=0" in done.stderr
