@@ -140,10 +140,10 @@ def points(score: Score) -> str:
 def finish(study: Study, setting: "Setting", workers: Executor, folder: Path) -> Report:
     """Make the report of a search, and the files of `best/`.
 
-    The best few of the front and all controls are recalibrated and fine-tuned alike and scored on the search split; of the best
-    few those stop early that fall behind (`search/tuning.py`), and all go on behind their last epoch after a kill. The best
-    of them is measured, interleaved with the dense model; if it misses the latency budget, the next takes its place. Then the
-    test split is used, once.
+    The best few of the front and all controls are recalibrated and fine-tuned alike (with several workers on Ray, which scores
+    nothing more) and scored on the search split; of the best few those stop early that fall behind (`search/tuning.py`), and all
+    go on behind their last epoch after a kill. The best of them is measured, interleaved with the dense model; if it misses the
+    latency budget, the next takes its place. Then the test split is used, once.
     """
     from tightrope.compressors.compress import compress
     from tightrope.search.session import TUNING, tuned
@@ -163,12 +163,12 @@ def finish(study: Study, setting: "Setting", workers: Executor, folder: Path) ->
     for row in rows[1:]:
         unique.setdefault(row.policy, row)
     progress.phase("fine-tune" if config.finetune.epochs and setting.task.has("train") else "recalibrate")
-    for halve in (False, True):  # controls are trained to the end, of the candidates those that do not fall behind
-        chosen = [row for row in unique.values() if halve == (row.name == "best")]
-        for row in chosen:
-            row.module = compress(None, row.policy, setting.prepared)
-        made = {_label(row): row.module for row in chosen if row.module is not None}
-        tuned(made, setting.task, config, progress, folder / TUNING, halve=halve)
+    for row in unique.values():
+        row.module = compress(None, row.policy, setting.prepared)
+    made = {_label(row): row.module for row in unique.values() if row.module is not None}
+    halve = [_label(row) for row in unique.values() if row.name == "best"]  # controls are trained to the end
+    workers.release()  # whose cores and memory training needs
+    tuned(made, setting.task, config, progress, folder / TUNING, halve=halve, workers=config.workers if config.workers > 1 else 0)
     for row in unique.values():
         assert row.module is not None
         row.search = searched(row.module)

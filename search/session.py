@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,14 +206,15 @@ def _prepare(task: Task, config: Config) -> "Prepared":
 
 
 def tuned(
-    modules: "Mapping[str, fx.GraphModule]", task: Task, config: Config, progress: Quiet, folder: Path, *, halve: bool = False
-) -> None:
+    modules: "Mapping[str, fx.GraphModule]", task: Task, config: Config, progress: Quiet, folder: Path, *,
+    halve: Collection[str] = (), workers: int = 0,
+) -> None:  # fmt: skip
     """Recalibrate compressed modules in place and, where there is a train split, fine-tune them as the configuration says.
 
     Args:
         modules: by the names under which progress is told, the most promising first.
         folder: of their states after each epoch, behind which fine-tuning goes on that was killed.
-        halve: whether those that fall behind stop early (see `tune`).
+        halve, workers: as in `tuning.tune`: who stops early that falls behind, and how many are trained at once on Ray.
     """
     from tightrope.compressors.finetune import Tuning
     from tightrope.compressors.recalibrate import recalibrate
@@ -224,11 +225,7 @@ def tuned(
     if config.finetune.epochs == 0 or not task.has("train"):
         return
     tuning = Tuning(**config.finetune.model_dump(exclude={"candidates"}), seed=config.seed)
-
-    def tell(name: str, step: int, steps: int, loss: float) -> None:
-        progress.step(step, steps, f"{name}, loss {loss:.3f}")
-
-    tune(modules, task, tuning, folder, halve=halve, on_step=tell)
+    tune(modules, task, tuning, folder, halve=halve, workers=workers, on_step=progress.step)
 
 
 def _again(run_folder: Path) -> tuple[Task, Config]:

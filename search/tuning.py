@@ -2,8 +2,9 @@
 
 The rule is asynchronous successive halving (Li et al. 2020, A System for Massively Parallel Hyperparameter Tuning, algorithm 2,
 in the form that stops instead of pausing): after 1, 2, 4, ... epochs a module goes on only if it scores no worse than the
-median of those that came to that rung before it. With workers Ray Tune runs it; without, the modules take turns in this
-process. What is gone on with after a kill are our own files (`compressors/keeper.py`); Ray Tune's are thrown away.
+median of those that came to that rung before it. With workers Ray Tune runs it, and who comes to a rung before whom depends on
+how fast they are; without, the modules take turns in this process. What is gone on with after a kill are our own files
+(`compressors/keeper.py`), which are on the driver's machine wherever the workers are; Ray Tune's are thrown away.
 """
 
 import hashlib
@@ -12,9 +13,8 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from tightrope.search.distribute import quiet
 from tightrope.search.evaluate import pack, score_module, unpack
 from tightrope.search.task import Task
 from tightrope.spaces.errors import RunError
+from tightrope.spaces.policy import write_atomically
 
 if TYPE_CHECKING:
     from torch import fx
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from tightrope.compressors.finetune import Tuning
 
 log = logging.getLogger(__name__)
+OnStep = Callable[[int, int, str], None]
 FACTOR = 2  # between rungs, and of the modules that go on
 RETRIES = 3  # of a module whose worker dies
 
@@ -53,17 +55,17 @@ class Halving:
 
 
 def tune(
-    modules: Mapping[str, "fx.GraphModule"], task: Task, tuning: "Tuning", folder: Path, *, halve: bool, workers: int = 0,
-    on_step: Callable[[str, int, int, float], None] | None = None,
+    modules: Mapping[str, "fx.GraphModule"], task: Task, tuning: "Tuning", folder: Path, *, halve: Collection[str] = (),
+    workers: int = 0, on_step: OnStep | None = None,
 ) -> dict[str, int]:  # fmt: skip
     """Fine-tune modules in place, as `compressors.finetune` does; how many epochs each was trained.
 
     Args:
         modules: by name, the most promising first.
         folder: of the files that hold their state after each epoch; where one is there, its module goes on behind it.
-        halve: whether those that fall behind stop; what they are after their last epoch is kept all the same.
+        halve: names of those that stop when they fall behind among themselves; what they are then is kept all the same.
         workers: trained at once on Ray, which must run; with 0 one after another in this process.
-        on_step: called with the module's name, `(name, step, steps, loss)`.
+        on_step: called with `(step, steps, note)`: steps of one module, or with workers epochs of all.
 
     Raises:
         DataError: the train split is empty or the loss not finite.
@@ -72,20 +74,25 @@ def tune(
     jobs = {
         name: _Job(folder / f"{_digest(module, tuning)}.safetensors", _digest(module, tuning)) for name, module in modules.items()
     }
-    if workers and len(modules) > 1:
-        _on_ray(modules, jobs, task, tuning, halve, workers)
+    spread = workers > 0 and len(modules) > 1
+    if spread:
+        _on_ray(modules, jobs, task, tuning, halve, workers, on_step)
     rule = Halving(tuning.epochs)
     epochs = {}
     for name, module in modules.items():
-        go_on = rule.go_on if halve else (lambda done, score: done < tuning.epochs)
-        if workers and len(modules) > 1:
+        go_on = rule.go_on if name in halve else (lambda done, score: done < tuning.epochs)
+        if spread:
             go_on = _as_before(jobs[name])
         keeper = jobs[name].keeper(task.split("search"), task.measure, go_on)
-        tell = None if on_step is None else partial(on_step, name)
-        _train(module, task.model, task.split("train"), tuning, task.augment, keeper, tell)
+        _train(module, task.model, task.split("train"), tuning, task.augment, keeper, _noted(name, on_step))
         epochs[name] = len(keeper.scores)
         log.info("%s: %d of %d epochs, scores %s", name, len(keeper.scores), tuning.epochs, keeper.scores)
     return epochs
+
+
+def _noted(name: str, on_step: OnStep | None) -> Callable[[int, int, float], None] | None:
+    """What `finetune` calls after a step of this module."""
+    return None if on_step is None else (lambda step, steps, loss: on_step(step, steps, f"{name}, loss {loss:.3f}"))
 
 
 @dataclass(frozen=True)
@@ -134,8 +141,9 @@ def _train(
 
 
 def _on_ray(
-    modules: Mapping[str, "fx.GraphModule"], jobs: Mapping[str, _Job], task: Task, tuning: "Tuning", halve: bool, workers: int
-) -> None:
+    modules: Mapping[str, "fx.GraphModule"], jobs: Mapping[str, _Job], task: Task, tuning: "Tuning", halve: Collection[str],
+    workers: int, on_step: OnStep | None,
+) -> None:  # fmt: skip
     """Train on Ray Tune; what comes of it is in the jobs' files."""
     import cloudpickle
     import ray
@@ -146,45 +154,93 @@ def _on_ray(
         "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     }
     from ray import tune as ray_tune
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # The modules are trained, so each worker unpacks its own; the examples are shared, read-only. A graph's notes do not travel.
     notes = {name: module.meta.get("normed", ()) for name, module in modules.items()}
-    own = ray.put(cloudpickle.dumps((dict(modules), notes, task.model, task.augment, task.measure, tuning, dict(jobs))))
+    own = ray.put(cloudpickle.dumps((dict(modules), notes, task.model, task.augment, task.measure, tuning, dict(jobs), set(halve))))
     shared = ray.put(pack((task.split("train"), task.split("search"))))
     path = [str(Path(p).absolute()) for p in sys.path]
-    asha = {"time_attr": "training_iteration", "max_t": tuning.epochs, "grace_period": 1, "reduction_factor": FACTOR}
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    shelf = ray.remote(_Shelf).options(num_cpus=0, scheduling_strategy=here).remote()
+    given = {"own": [own], "shared": [shared], "path": path, "shelf": shelf}
     with tempfile.TemporaryDirectory() as folder, quiet():
         found = ray_tune.Tuner(
-            ray_tune.with_resources(ray_tune.with_parameters(_one, own=[own], shared=[shared], path=path), {"cpu": 1}),
+            ray_tune.with_resources(ray_tune.with_parameters(_one, **given), {"cpu": 1}),
             param_space={"job": ray_tune.grid_search([*modules])},
             tune_config=ray_tune.TuneConfig(
                 metric="score", mode="max", max_concurrent_trials=workers,
-                scheduler=ASHAScheduler(**asha) if halve else FIFOScheduler(),
+                scheduler=ASHAScheduler(time_attr="rung", max_t=tuning.epochs, grace_period=1, reduction_factor=FACTOR),
             ),
             run_config=ray_tune.RunConfig(
-                storage_path=folder, verbose=0, failure_config=ray_tune.FailureConfig(max_failures=RETRIES)
+                storage_path=folder, verbose=0, failure_config=ray_tune.FailureConfig(max_failures=RETRIES),
+                callbacks=[] if on_step is None else [_teller([*modules], tuning.epochs, on_step)],
             ),
         ).fit()  # fmt: skip
+    ray.kill(shelf)
     if found.errors:
         raise RunError(f"fine-tuning failed on Ray: {str(found.errors[0]).strip().splitlines()[-1]}")
 
 
-def _one(given: dict[str, Any], own: list[Any], shared: list[Any], path: list[str]) -> None:
+class _Shelf:
+    """The files of fine-tuning, on the driver's machine: an actor through which workers on any machine read and write them."""
+
+    def read(self, path: Path) -> bytes | None:
+        return path.read_bytes() if path.exists() else None
+
+    def write(self, path: Path, data: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+
+
+def _teller(names: Sequence[str], epochs: int, on_step: OnStep) -> Any:
+    """What Ray Tune calls: tells the epochs done of all modules; those that a module which has stopped was spared count as done."""
+    from ray.tune import Callback
+
+    done = dict.fromkeys(names, 0)
+
+    class Teller(Callback):  # type: ignore[misc]
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+            name = trial.config["job"]
+            done[name] = result["epochs"]
+            on_step(sum(done.values()), len(done) * epochs, f"{name}, {result['score']:.2f} after epoch {result['epochs']}")
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            done[trial.config["job"]] = epochs
+
+        def __reduce__(self) -> Any:  # Ray Tune writes its callbacks down, to go on with; which we do not
+            return Callback, ()
+
+    return Teller()
+
+
+def _one(given: dict[str, Any], own: list[Any], shared: list[Any], path: list[str], shelf: Any) -> None:
     """What a Ray Tune trial does: train one module, and report after each epoch, also after those of its file."""
     import cloudpickle
     import ray
     from ray import tune as ray_tune
 
+    from tightrope.compressors.keeper import epochs_of
+
     sys.path += [p for p in path if p not in sys.path]
-    modules, notes, dense, augment, measure, tuning, jobs = cloudpickle.loads(ray.get(own[0]))
+    name = given["job"]
+    modules, notes, dense, augment, measure, tuning, jobs, halve = cloudpickle.loads(ray.get(own[0]))
     train, search = unpack(ray.get(shared[0]))
+    module = modules[name]
+    module.meta["normed"] = notes[name]
+    with tempfile.TemporaryDirectory() as folder:
+        job = replace(jobs[name], path=Path(folder) / jobs[name].path.name)
+        kept = ray.get(shelf.read.remote(jobs[name].path))
+        if kept is not None:
+            job.path.write_bytes(kept)
+        held = epochs_of(job.path)
 
-    def report(done: int, score: float) -> bool:
-        ray_tune.report({"score": score, "epochs": done})
-        return done < int(tuning.epochs)
+        def report(done: int, score: float) -> bool:
+            if done > held:
+                ray.get(shelf.write.remote(jobs[name].path, job.path.read_bytes()))
+            rung = {"rung": done} if name in halve else {}  # by which alone ASHA stops a module
+            ray_tune.report({"score": score, "epochs": done, **rung})
+            return done < int(tuning.epochs)
 
-    module = modules[given["job"]]
-    module.meta["normed"] = notes[given["job"]]
-    keeper = jobs[given["job"]].keeper(search, measure, report)
-    _train(module, dense, train, tuning, augment, keeper)
+        _train(module, dense, train, tuning, augment, job.keeper(search, measure, report))

@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,22 +53,24 @@ def begin(cluster: Any, folder: Path, workers: int) -> tuple[RayPool, Study]:
     return executor, Study.start(SPACE, DEVICE, BUDGET, executor, folder=folder, agent="nsga2", trials=60)
 
 
+@contextmanager
+def running(study: Study, executor: RayPool) -> Iterator[None]:
+    """Run a search beside what is done to its cluster, and wait for it."""
+    thread = threading.Thread(target=study.run, args=[executor])
+    thread.start()
+    yield
+    thread.join()
+
+
 def seen(folder: Path) -> list[str]:
     """The node of each policy scored."""
     return (folder / "nodes").read_text().split() if (folder / "nodes").exists() else []
 
 
-def after(folder: Path, policies: int, nodes: int, act: Callable[[], object]) -> threading.Thread:
-    """Act when so many policies were scored on so many nodes."""
-
-    def wait() -> None:
-        while len(set(seen(folder))) < nodes or len(seen(folder)) < policies:
-            time.sleep(0.01)
-        act()
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
+def wait(folder: Path, policies: int, nodes: int) -> None:
+    """Return when so many policies were scored on so many nodes."""
+    while len(set(seen(folder))) < nodes or len(seen(folder)) < policies:
+        time.sleep(0.01)
 
 
 def complete(study: Study, folder: Path) -> bool:
@@ -77,10 +80,9 @@ def complete(study: Study, folder: Path) -> bool:
 def test_a_search_goes_on_where_a_node_is_gone_and_loses_nothing(cluster: Any, tmp_path: Path) -> None:
     nodes = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]
     executor, study = begin(cluster, tmp_path, 2)
-    remover = after(tmp_path, 10, 2, lambda: cluster.remove_node(nodes[1], allow_graceful=False))
-    with study:
-        study.run(executor)
-    remover.join()
+    with study, running(study, executor):
+        wait(tmp_path, 10, 2)
+        cluster.remove_node(nodes[1], allow_graceful=False)
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     assert len(set(seen(tmp_path))) == 2 and set(seen(tmp_path)[-10:]) < alive
     assert complete(study, tmp_path) and not any(t.failed for t in study.trials)
@@ -88,21 +90,18 @@ def test_a_search_goes_on_where_a_node_is_gone_and_loses_nothing(cluster: Any, t
 
 
 def test_where_no_node_is_left_it_waits_for_another_as_long_as_it_has_patience(cluster: Any, tmp_path: Path) -> None:
-    nodes = [cluster.add_node(num_cpus=1)]
-
-    def exchange() -> None:
-        cluster.remove_node(nodes.pop(), allow_graceful=False)
-        nodes.append(cluster.add_node(num_cpus=1))
-
+    node = cluster.add_node(num_cpus=1)
     executor, study = begin(cluster, tmp_path, 1)
-    exchanger = after(tmp_path, 10, 1, exchange)
-    with study:
-        study.run(executor)
-    exchanger.join()
+    with study, running(study, executor):
+        wait(tmp_path, 10, 1)
+        cluster.remove_node(node, allow_graceful=False)
+        node = cluster.add_node(num_cpus=1)
     assert len(set(seen(tmp_path))) == 2 and complete(study, tmp_path)
 
     executor._patience = 1.0
-    cluster.remove_node(nodes.pop(), allow_graceful=False)
+    cluster.remove_node(node, allow_graceful=False)
+    while sum(node["Alive"] for node in ray.nodes()) > 1:  # besides the head
+        time.sleep(0.05)
     executor.submit(0, SPACE.dense)
     for _ in range(2):
         with pytest.raises(RunError, match="no worker is left, and there was no core for another within 1 s"):
