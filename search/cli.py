@@ -22,6 +22,7 @@ devices = typer.Typer(no_args_is_help=True, help="What a model can be compressed
 app.add_typer(devices, name="devices")
 
 Run = Annotated[Path, typer.Argument(help="folder of a run, such as runs/demo")]
+Address = Annotated[str | None, typer.Option(help="a running Ray cluster, host:port; `local` starts Ray here")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="say more on stderr")]
 
 
@@ -87,6 +88,7 @@ def search(
     device: Annotated[str | None, typer.Option(help="see `tightrope devices list`")] = None,
     trials: Annotated[int | None, typer.Option(min=1)] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Ray actors; 0 runs in this process")] = None,
+    address: Address = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     out: Annotated[str | None, typer.Option(help="folder of the run")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="override any key: --set space.least_width=0.25")] = None,
@@ -101,8 +103,9 @@ def search(
     from tightrope.spaces.errors import ConfigError
 
     chosen = configs.load(
-        config, set_ or (), budget=budget or None, agent=agent, device=device, trials=trials, workers=workers, seed=seed, out=out
-    )
+        config, set_ or (), budget=budget or None, agent=agent, device=device, trials=trials, workers=workers, address=address,
+        seed=seed, out=out,
+    )  # fmt: skip
     if not chosen.model or not chosen.data:
         raise ConfigError(f"{config}: model and data must be given, as module:function")
     _show(run(load(chosen.model, chosen.data, chosen.metric), chosen, default(lines=True)), Path(chosen.out))
@@ -112,6 +115,7 @@ def search(
 def resume(
     run: Run,
     trials: Annotated[int | None, typer.Option(min=1, help="how many in all, if more than were planned")] = None,
+    address: Address = None,
     verbose: Verbose = False,
 ) -> None:
     """Go on with a search that was stopped or killed; nothing that was told is lost."""
@@ -124,7 +128,7 @@ def resume(
         from tightrope.search.demo import task as demo_task
 
         task = demo_task(json.loads((run / "demo.json").read_text())["seed"])
-    _show(go_on(run, task, default(lines=True), trials), run)
+    _show(go_on(run, task, default(lines=True), trials, address), run)
 
 
 @app.command()

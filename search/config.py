@@ -7,6 +7,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from tightrope.search.distribute import PATIENCE_SECONDS
 from tightrope.spaces.budget import Budget
 from tightrope.spaces.errors import ConfigError
 from tightrope.spaces.fields import nearest
@@ -61,6 +62,9 @@ class TuneConfig(_Strict):
 class Config(_Strict):
     """Everything that a search depends on, but for the data and the model themselves.
 
+    `address` is that of a running Ray cluster (`host:port`, or `auto`); None starts Ray here. `patience_seconds` is how long a
+    search waits for its workers to be ready, and for another where none is left.
+
     `stopping` is the probability with which a trial that is no worse than the best so far may be given up early
     (`search/stopping.py`); 0 scores every trial on the whole split.
     """
@@ -76,6 +80,7 @@ class Config(_Strict):
     trials: int = Field(default=100, ge=1)
     workers: int = Field(default=2, ge=0)
     address: str | None = None
+    patience_seconds: float = Field(default=PATIENCE_SECONDS, gt=0)
     seed: int = Field(default=0, ge=0)
     out: str = "runs/search"
     controls: bool = True

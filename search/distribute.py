@@ -164,7 +164,8 @@ class RayPool:
     be told; with one worker it is not.
 
     Args:
-        address: of a running cluster; None starts Ray here, unless it already runs in this process.
+        address: of a running cluster, `host:port` or `auto`; None or `local` starts Ray here, unless it already runs in this
+            process.
         patience_seconds: how long to wait for the workers to be ready, and later on for one where none is left.
 
     Raises:
@@ -317,16 +318,17 @@ def _start(workers: int, address: str | None, payload_bytes: int) -> None:
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
+    local = address in (None, "local")
     silent: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
     try:
-        if address is None:  # "local": not whatever RAY_ADDRESS or an earlier `ray start` names
+        if local:  # and does not join whatever RAY_ADDRESS or an earlier `ray start` names
             room = max(2**28, 2 * payload_bytes)
             ray.init("local", num_cpus=workers, include_dashboard=False, object_store_memory=room, **silent)
         else:
-            _reach(address)
+            _reach(str(address))
             ray.init(address=address, **silent)
     except Exception as error:  # Ray raises whatever it met: no memory, no port, no room in its folder
-        where, instead = ("started", "workers=0 searches in this process") if address is None else (
+        where, instead = ("started", "workers=0 searches in this process") if local else (
             f"reached at {address!r}", "without an address it is started here"
         )  # fmt: skip
         raise RunError(f"Ray cannot be {where}: {_reason(error)}; {instead}") from None

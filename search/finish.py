@@ -238,7 +238,7 @@ def _rival(study: Study, setting: "Setting", workers: Executor, agent: str, tria
     header, progress = study.header, setting.progress
     other = Study.start(
         setting.space, setting.device, Budget.parse(header.budget), workers, name=agent, agent=agent, trials=trials,
-        seed=header.seed + 1_000_003, metric=header.metric, hold=lambda _: study.problem.limits,
+        seed=header.seed + 1_000_003, metric=header.metric, stopping=header.stopping, hold=lambda _: study.problem.limits,
     )  # fmt: skip
     other.run(workers, on_trial=[lambda trial, _: progress.step(trial.number + 1, trials, agent)])
     best = other.best
@@ -248,7 +248,7 @@ def _rival(study: Study, setting: "Setting", workers: Executor, agent: str, tria
 def _candidates(study: Study, setting: "Setting", count: int, remarks: list[str]) -> list[Trial]:
     """Feasible trials to fine-tune, the best first: those of the front, then others if it is short."""
     problem = study.problem
-    feasible = [t for t in study.trials if t.feasible and t.score is not None]
+    feasible = [t for t in study.complete if t.feasible and t.score is not None]
     ranked = sorted(feasible, key=lambda t: (-problem.value(t.score, t.cost), study.price(t)))  # type: ignore[arg-type]
     found: dict[Policy, Trial] = {}
     for trial in ranked:
@@ -335,7 +335,7 @@ def _choose(rows: list[Row], study: Study, remarks: list[str]) -> Row | None:
     if study.header.floor is not None:
         return min(fit, key=lambda row: study.problem.price(row.cost))
     top = max(fit, key=lambda row: (row.search.value, -row.cost.latency_ms))
-    cheaper = ties(study.trials, next(t for t in study.trials if t.number == top.trial), study.price)
+    cheaper = ties(study.complete, next(t for t in study.trials if t.number == top.trial), study.price)
     if cheaper:
         least = cheaper[0]
         remarks.append(

@@ -94,7 +94,8 @@ def executor(setting: Setting) -> Executor:
     scorer = evaluator_for(setting.source, setting.task)
     if setting.config.workers == 0:
         return pool(lambda arrays: scorer, workers=0)
-    return pool(unpack, pack(scorer), workers=setting.config.workers, address=setting.config.address)
+    config = setting.config
+    return pool(unpack, pack(scorer), workers=config.workers, address=config.address, patience_seconds=config.patience_seconds)
 
 
 def search(
@@ -141,15 +142,19 @@ def run(task: Task, config: Config, progress: Quiet, on_study: Callable[[Study, 
         progress.close()
 
 
-def resume(folder: str | Path, task: Task | None = None, progress: Quiet | None = None, trials: int | None = None) -> Study:
+def resume(
+    folder: str | Path, task: Task | None = None, progress: Quiet | None = None, trials: int | None = None,
+    address: str | None = None,
+) -> Study:  # fmt: skip
     """Go on with the search of a run folder, wherever it stopped, and finish it.
 
     Args:
         task: the same task again; without it, it is loaded as `model` and `data` of the run's configuration say.
         trials: how many in all, if more than were planned.
+        address: of another Ray cluster than the one that it began on; `local` starts Ray here.
     """
     folder, progress = Path(folder), progress or default()
-    config = configs.load(folder / "config.yaml")
+    config = configs.load(folder / "config.yaml", address=address)
     if task is None:
         if not config.model:
             raise RunError(f"{folder} was begun from Python: pass its task to resume()")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from tightrope.search import journal, pareto
 from tightrope.search.journal import Control, Final, Record
+from tightrope.search.results import Results
 from tightrope.search.trial import Trial
-from tightrope.spaces.cost import METRICS, Cost, Score
+from tightrope.spaces.cost import METRICS, Cost
 from tightrope.spaces.errors import RunError
 from tightrope.spaces.policy import write_atomically
 
@@ -44,14 +45,19 @@ class Front:
         return float("inf") if value is None or not whole else value / whole
 
     @cached_property
+    def complete(self) -> list[Trial]:
+        """The trials that were not given up early, which alone stand on fronts."""
+        return Results(self.record.header, self.record.trials).complete
+
+    @cached_property
     def trials(self) -> list[Trial]:
         """The trials of the front, from cheapest to best."""
-        return pareto.front(self.record.trials, lambda t: self.price(t.cost))
+        return pareto.front(self.complete, lambda t: self.price(t.cost))
 
     @cached_property
     def best(self) -> Trial | None:
         """The trial to take."""
-        return pareto.best(self.record.trials, lambda t: self.price(t.cost), least_cost=self.record.header.floor is not None)
+        return pareto.best(self.complete, lambda t: self.price(t.cost), least_cost=self.record.header.floor is not None)
 
     @cached_property
     def finals(self) -> dict[int, Final]:
@@ -74,10 +80,6 @@ class Front:
         """The budget's limit of the traded cost, as a share of the dense model's."""
         top, whole = dict(self.record.header.limits).get(self.metric), self.record.header.dense_cost.metric(self.metric)
         return None if top is None or not whole else top / whole
-
-    def is_part(self, score: Score) -> bool:
-        """Whether a score is over fewer examples than the dense model's."""
-        return score.count < self.record.header.dense_score.count
 
     @property
     def score_name(self) -> str:

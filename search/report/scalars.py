@@ -59,7 +59,7 @@ class Board:
 
     def _of_front(self, trial: "Trial", study: "Study") -> dict[str, float | None]:
         """The hypervolume, worked out anew only where the trial moves the front."""
-        if trial.score is not None:
+        if trial.score is not None and trial.score.count >= study.header.dense_score.count:
             point = (study.price(trial), trial.score.value)
             if self._volume is None:  # the first trial, perhaps of a search that was resumed
                 for t in study.front:

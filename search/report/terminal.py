@@ -34,8 +34,8 @@ def front_table(run: Path, *, width: int = _ROOMY) -> "Table":
     table = Table(
         title=Text(title), title_justify="left", caption_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=0
     )
-    parts = any(trial.score is not None and front.is_part(trial.score) for trial in front.trials)
-    part = f"; (n): scored on n of {header.dense_score.count} examples" if parts else ""
+    parts = len(front.record.trials) - len(front.complete)
+    part = f"; {parts} trials were given up early and stand on no front" if parts else ""
     words = f"● best, + beyond the budget; dense: points to it; ×: {WORDS[front.metric]} as a share of it{part}"
     tuned = "; fine-tuned score and measured share" if front.finals else ""
     table.caption = Text(f"budget {', '.join(header.budget) or 'none'}; {words}{tuned}")
@@ -64,9 +64,8 @@ def front_table(run: Path, *, width: int = _ROOMY) -> "Table":
 def _cells(front: Front, score: Score, cost: Cost, told: list[str]) -> list[str]:
     difference = score.value - front.record.header.dense_score.value
     price = front.price(cost)
-    part = f" ({score.count})" if front.is_part(score) else ""
     return [
-        f"{score.value:.2f}±{score.stderr:.2f}{part}", f"{difference:+.2f}", *(amount(name, cost.metric(name)) for name in told),
+        f"{score.value:.2f}±{score.stderr:.2f}", f"{difference:+.2f}", *(amount(name, cost.metric(name)) for name in told),
         f"{price:.3f}" if math.isfinite(price) else "–",
     ]  # fmt: skip
 

@@ -134,7 +134,7 @@ export class App {
       point.ay = this.log.y ? Math.log10(point.vy) : point.vy;
     }
     for (const run of shown) {
-      run.front = nonDominated(run.points.filter((p) => p?.kind === KIND.trial && Number.isFinite(run.columns.score[p.index])));
+      run.front = nonDominated(run.points.filter((p) => p && run.isScored(p.index)));
       run.best = bestOf(run);
       for (const point of run.front) point.front = true;
     }

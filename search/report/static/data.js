@@ -171,6 +171,11 @@ export class Run {
     return this.columns.kind[index] === KIND.trial;
   }
 
+  /** Whether this is a trial with a score on the whole split: these alone stand on fronts. */
+  isScored(index) {
+    return this.isTrial(index) && Number.isFinite(this.columns.score[index]) && !this.part(index);
+  }
+
   /** How many examples a trial was scored on, where that is only a part of those of the dense model; else 0. */
   part(index) {
     const [count, all] = [this.value("count", index), this.whole("count")];

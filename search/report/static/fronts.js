@@ -1,7 +1,5 @@
 // Fronts, their hypervolume, and the trial to take. The same rules as in `tightrope/search/pareto.py`.
 
-import { KIND } from "./data.js";
-
 /** Of points {x, y, order}, both to be minimised, those that no other beats, by ascending x. */
 export function nonDominated(points) {
   const sorted = [...points].sort((a, b) => a.x - b.x || a.y - b.y || a.order - b.order);
@@ -34,11 +32,11 @@ export function aimsAtCost(run) {
 
 /** Index of the trial to take, -1 where there is none: the highest score within the budget, or the least cost. */
 export function bestOf(run) {
-  const { kind, feasible, score, number } = run.columns;
+  const { feasible, score, number } = run.columns;
   const [leastCost, cost] = [aimsAtCost(run), priceOf(run)];
   let best = -1;
   for (let i = 0; i < run.count; i++) {
-    if (kind[i] !== KIND.trial || feasible[i] !== 1 || !Number.isFinite(score[i])) continue;
+    if (!run.isScored(i) || feasible[i] !== 1) continue;
     const steps = [score[best] - score[i], cost[i] - cost[best], number[i] - number[best]];
     if (leastCost) [steps[0], steps[1]] = [steps[1], steps[0]];
     if (best < 0 || steps.find((step) => step !== 0) < 0) best = i;
@@ -48,9 +46,9 @@ export function bestOf(run) {
 
 /** Whether a trial costs less than the best of its run and scores within the standard error of it. */
 export function tiesWithBest(run, index) {
-  const { kind, feasible, score, stderr } = run.columns;
+  const { feasible, score, stderr } = run.columns;
   const { best } = run;
-  if (best < 0 || kind[index] !== KIND.trial || feasible[index] !== 1 || aimsAtCost(run)) return false;
+  if (best < 0 || !run.isScored(index) || feasible[index] !== 1 || aimsAtCost(run)) return false;
   const cost = priceOf(run);
   return score[index] >= score[best] - (stderr[best] || 0) && cost[index] < cost[best];
 }

@@ -50,7 +50,7 @@ export class TimeLine extends Plot {
     let best = NaN;
     return (i) => {
       const now = least ? latency[i] : score[i];
-      if (feasible[i] === 1 && Number.isFinite(now) && !(least ? best <= now : best >= now)) best = now;
+      if (feasible[i] === 1 && run.isScored(i) && !(least ? best <= now : best >= now)) best = now;
       return best;
     };
   }
@@ -60,7 +60,7 @@ export class TimeLine extends Plot {
     let [front, volume] = [[], NaN];
     return (i) => {
       const [x, y] = ["x", "y"].map((axis) => -METRICS[app.state[axis]].better * app.coordinate(run, app.state[axis], i));
-      const counts = reference && Number.isFinite(x) && Number.isFinite(y) && Number.isFinite(run.columns.score[i]);
+      const counts = reference && Number.isFinite(x) && Number.isFinite(y) && run.isScored(i);
       if (counts && !front.some((p) => p.x <= x && p.y <= y)) {
         front = nonDominated([...front, { x, y, order: i }]);
         volume = area(front, reference) / reference.span;

@@ -143,18 +143,18 @@ def test_the_command_that_exports_the_best(run: tuple[Path, list[dict[str, Any]]
     assert export_hint(tmp_path / "a b").endswith(" --format packed")
 
 
-def test_a_score_on_a_part_of_the_split_says_so(tmp_path: Path) -> None:
+def test_a_trial_that_was_given_up_stands_on_no_front(tmp_path: Path) -> None:
     journal = sample_runs.write_run(tmp_path / "net", trials=40)
-    number = expected_front(journal)[0]
-    journal[1 + number]["score"]["count"] = 250
+    numbers = expected_front(journal)[::2]
+    for number in numbers:
+        journal[1 + number]["score"]["count"] = 250
     (tmp_path / "net" / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in journal))
-    table = shown(front_table(tmp_path / "net"))
-    assert table.count("(250)") == 1 and "scored on n of 1000 examples" in table
+    assert f"{len(numbers)} trials were given up early" in shown(front_table(tmp_path / "net"))
     write_csv(tmp_path / "net", tmp_path / "front.csv")
     rows = list(csv.DictReader((tmp_path / "front.csv").open()))
-    assert {row["number"]: row["scored_on"] for row in rows} == {str(n): "1000" for n in expected_front(journal)} | {
-        str(number): "250"
-    }
+    left = expected_front([line for line in journal if line.get("number") not in numbers])
+    assert [int(row["number"]) for row in rows] == left and not {*left} & {*numbers}
+    assert {row["scored_on"] for row in rows} == {"1000"}
 
 
 def test_a_folder_that_is_no_run_is_a_clear_error(tmp_path: Path) -> None:

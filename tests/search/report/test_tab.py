@@ -215,8 +215,8 @@ def test_agents_of_one_run_have_colours_and_scores_on_a_part_are_hollow(
     for label in colours:
         given = sum(labels[number] == label for number in front)
         assert f"{label}: {given} of the front’s {len(front)}" in frame.inner_text(".legend")
-    number = min(parts & set(front)) if parts & set(front) else min(parts)
-    click_trial(frame, number)
+    assert front and not parts & set(front)
+    click_trial(frame, min(parts))
     assert "250 of 1,000" in frame.inner_text(".detail")
 
 
