@@ -61,7 +61,7 @@ class Quiet:
 
 
 class Lines(Quiet):
-    """Plain lines on stdout, for where no one looks on: each phase, and now and then how far it has come."""
+    """Plain lines on stdout, for where there is no terminal: each phase, and now and then how far it has come."""
 
     EVERY_SECONDS = 15.0
 
@@ -129,5 +129,11 @@ def note_of(study: "Study") -> str:
 
 
 def default(*, lines: bool = False) -> Quiet:
-    """A bar where someone looks on; else plain lines, or only the log."""
-    return Bar() if sys.stderr.isatty() else Lines() if lines else Quiet()
+    """A bar on a terminal; else plain lines where asked for and in a notebook, or only the log."""
+    return Bar() if sys.stderr.isatty() else Lines() if lines or _in_notebook() else Quiet()
+
+
+def _in_notebook() -> bool:
+    """Whether this is a kernel of a notebook: someone looks on, but at no terminal."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
