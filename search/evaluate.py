@@ -4,6 +4,7 @@ import logging
 import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -194,8 +195,12 @@ class TorchEvaluator:
         self.prepared, self.metric, self.batches = prepared, task.measure, task.split(split)
         self._traced = prepared.traced  # which `prepared` leaves behind when it travels to a worker
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "batches": held(self.batches)}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self.batches = let_go(self.batches)
         self.prepared.traced = self._traced
 
     def evaluate(self, policy: Policy) -> Score:
@@ -286,6 +291,32 @@ def open_session(model: bytes) -> Any:
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A tensor on its way to a worker."""
+
+    array: NDArray[Any]
+
+
+def held(batches: Any) -> Any:
+    """Batches with each tensor as an array, which `pack` shares: a slice of a tensor, pickled, takes the whole tensor along."""
+    import torch
+    from torch.utils._pytree import tree_map_only
+
+    def hold(tensor: Any) -> Any:
+        return tensor.clone() if tensor.dtype is torch.bfloat16 else _Held(np.ascontiguousarray(tensor.numpy(force=True)))
+
+    return tree_map_only(torch.Tensor, hold, batches)
+
+
+def let_go(batches: Any) -> Any:
+    """The batches of `held`, as tensors of one's own."""
+    import torch
+    from torch.utils._pytree import tree_map_only
+
+    return tree_map_only(_Held, lambda found: torch.from_numpy(found.array.copy()), batches)
 
 
 def pack(evaluator: Any) -> dict[str, NDArray[Any]]:

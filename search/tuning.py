@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tightrope.search.distribute import quiet
-from tightrope.search.evaluate import pack, score_module, unpack
+from tightrope.search.evaluate import held, let_go, pack, score_module, unpack
 from tightrope.search.task import Task
 from tightrope.spaces.errors import RunError
 from tightrope.spaces.policy import write_atomically
@@ -112,8 +112,8 @@ def _as_before(job: _Job) -> Callable[[int, float], bool]:
     """Goes on as far as the file has come."""
     from tightrope.compressors.keeper import epochs_of
 
-    held = epochs_of(job.path)
-    return lambda done, score: done < held
+    last = epochs_of(job.path)
+    return lambda done, score: done < last
 
 
 def _digest(module: "fx.GraphModule", tuning: "Tuning") -> str:
@@ -157,10 +157,10 @@ def _on_ray(
     from ray.tune.schedulers import ASHAScheduler
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # The modules are trained, so each worker unpacks its own; the examples are shared, read-only. A graph's notes do not travel.
+    # The modules are trained, so each worker unpacks its own; the examples are shared. A graph's notes do not travel.
     notes = {name: module.meta.get("normed", ()) for name, module in modules.items()}
     own = ray.put(cloudpickle.dumps((dict(modules), notes, task.model, task.augment, task.measure, tuning, dict(jobs), set(halve))))
-    shared = ray.put(pack((task.split("train"), task.split("search"))))
+    shared = ray.put(pack(held((task.split("train"), task.split("search")))))
     path = [str(Path(p).absolute()) for p in sys.path]
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     shelf = ray.remote(_Shelf).options(num_cpus=0, scheduling_strategy=here).remote()
@@ -226,7 +226,7 @@ def _one(given: dict[str, Any], own: list[Any], shared: list[Any], path: list[st
     sys.path += [p for p in path if p not in sys.path]
     name = given["job"]
     modules, notes, dense, augment, measure, tuning, jobs, halve = cloudpickle.loads(ray.get(own[0]))
-    train, search = unpack(ray.get(shared[0]))
+    train, search = let_go(unpack(ray.get(shared[0])))
     module = modules[name]
     module.meta["normed"] = notes[name]
     with tempfile.TemporaryDirectory() as folder:
@@ -234,10 +234,10 @@ def _one(given: dict[str, Any], own: list[Any], shared: list[Any], path: list[st
         kept = ray.get(shelf.read.remote(jobs[name].path))
         if kept is not None:
             job.path.write_bytes(kept)
-        held = epochs_of(job.path)
+        before = epochs_of(job.path)
 
         def report(done: int, score: float) -> bool:
-            if done > held:
+            if done > before:
                 ray.get(shelf.write.remote(jobs[name].path, job.path.read_bytes()))
             rung = {"rung": done} if name in halve else {}  # by which alone ASHA stops a module
             ray_tune.report({"score": score, "epochs": done, **rung})

@@ -10,7 +10,7 @@ import torch
 import tightrope as tr
 from tests import digits
 from tightrope.search import config as configs
-from tightrope.search.evaluate import evaluator_for, open_session, pack, score_module, unpack
+from tightrope.search.evaluate import evaluator_for, held, let_go, open_session, pack, score_module, unpack
 from tightrope.search.progress import Quiet
 from tightrope.search.session import set_up
 from tightrope.search.task import load, one_example, score_of
@@ -95,6 +95,24 @@ def test_workers_score_what_the_driver_scores(run: tuple[tr.Study, Path]) -> Non
         assert there.evaluate(policy) == score
         module = tr.compress_prepared(None, policy, setting.prepared)
         assert score_module(module, task.split("search"), task.measure).value == pytest.approx(score.value, abs=2 * score.stderr)
+
+
+def test_slices_of_one_tensor_travel_once_and_come_back_as_ones_own() -> None:
+    whole = torch.randn(1000, 50)
+    batches = [((x, {"mask": x > 0}), torch.arange(10)) for x in whole.split(10)] + [((whole[:, ::2].bfloat16(), {}), "a target")]
+    arrays = pack(held(batches))
+    sent = sum(array.nbytes for array in arrays.values())
+    assert sent < 1.3 * (whole.nbytes + whole.numel()) + 100_000  # the rows and their masks; besides names, targets, the last batch
+    for array in arrays.values():
+        array.flags.writeable = False
+    found = let_go(unpack(arrays))
+    assert all(
+        torch.equal(x, y) and torch.equal(mask["mask"], other["mask"])
+        for ((x, mask), _), ((y, other), _) in zip(batches[:-1], found[:-1], strict=True)
+    )
+    assert found[-1][0][0].dtype == torch.bfloat16 and found[-1][1] == "a target"
+    found[0][0][0].add_(1.0)
+    assert torch.equal(let_go(unpack(arrays))[0][0][0], whole[:10])
 
 
 def test_the_readme_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
