@@ -1,5 +1,6 @@
 """Fine-tuning that is killed, gone on with, halved, and spread over Ray."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -151,13 +152,15 @@ def test_ray_tune_trains_the_same_and_stops_who_falls_behind(ray_here: Any, tmp_
 
 @dataclass(frozen=True)
 class Counted:
-    """Leaves training inputs as they are, and writes down that it saw some."""
+    """Leaves training inputs as they are, and writes down which process saw some."""
 
     log: Path
+    sleep: float = 0.0
 
     def __call__(self, inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        time.sleep(self.sleep)
         with self.log.open("a") as file:
-            file.write(".")
+            file.write(f"{os.getpid()}\n")
         return inputs
 
 
@@ -165,24 +168,25 @@ RAY_DRIVER = """
 import sys
 from tests.search.test_tuning import *
 torch.set_num_threads(1)
-distribute._start(2, None, 2**26)
-tune(modules(0.5, 0.75), replace(digits.task(), augment=Counted(Path(sys.argv[1]) / "seen")), TUNING, Path(sys.argv[1]), workers=2)
+folder = Path(sys.argv[1])
+distribute._start(2, sys.argv[2], 0)
+tune(modules(0.5, 0.75), replace(digits.task(), augment=Counted(folder / "seen", 0.1)), TUNING, folder, workers=2)
 """
 
 
 def test_a_kill_while_ray_tune_runs_loses_the_epochs_in_progress_alone(ray_here: Any, tmp_path: Path) -> None:
     task, whole = replace(digits.task(), augment=Counted(tmp_path / "seen")), modules(0.5, 0.75)
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", RAY_DRIVER, str(tmp_path)], cwd=Path(__file__).parents[2]
-    ) as driver:
+    command = [sys.executable, "-W", "ignore", "-c", RAY_DRIVER, str(tmp_path), ray_here.get_runtime_context().gcs_address]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as driver:
         while driver.poll() is None and not list(tmp_path.glob("*.safetensors")):
             time.sleep(0.01)
         driver.send_signal(signal.SIGKILL)
-    time.sleep(2)  # Ray ends the workers of a driver that is gone
+    while any(Path(f"/proc/{pid}").exists() for pid in (tmp_path / "seen").read_text().split()):  # Ray ends its workers
+        time.sleep(0.1)
     kept = sum(epochs_of(path) for path in tmp_path.glob("*.safetensors"))
     (tmp_path / "seen").write_text("")
     again = modules(0.5, 0.75)
     assert tune(again, task, TUNING, tmp_path, workers=2) == {"0.5": 4, "0.75": 4}
-    assert 1 <= kept < 8 and len((tmp_path / "seen").read_text()) == 9 * (8 - kept)
+    assert 1 <= kept < 8 and len((tmp_path / "seen").read_text().split()) == 9 * (8 - kept)
     tune(whole, task, TUNING, tmp_path / "whole")
     assert all(same(weights(again[name]), weights(whole[name])) for name in whole)
