@@ -11,16 +11,28 @@ import torch
 
 from tightrope.estimators.measured.base import Measured
 from tightrope.estimators.measured.clock import Timed
-from tightrope.estimators.measured.nodes import Key
+from tightrope.estimators.measured.nodes import Form, Key
+from tightrope.estimators.measured.patterns import Pattern, Told
 from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.network import Layer, Network
 from tightrope.spaces.policy import Policy
 
 Call = Callable[[], object]
-LOWERING = 4  # counts up when kernels or lowering change, so that what was timed before is not compared with what comes after
+LOWERING = 5  # counts up when kernels or lowering change, so that what was timed before is not compared with what comes after
 WIDTHS = range(2, 9)
 _OTHERS = torch.zeros(1 << 19)  # 2 MB, more than a core keeps to itself
 UNIT_BYTES = 1 << 18  # about what a unit takes, of the memory that units which are timed side by side may take
+
+
+class Operator(Protocol):
+    """An operator that torch runs: its family and sizes, the forms of these, and the layer or node that it belongs to."""
+
+    @property
+    def key(self) -> Key: ...
+    @property
+    def forms(self) -> tuple[Form, ...]: ...
+    @property
+    def owner(self) -> str: ...
 
 
 class Source(Protocol):
@@ -28,8 +40,8 @@ class Source(Protocol):
 
     kernels: str  # what tells the compiled kernels from others
 
-    def units(self, policy: Policy, batch: int) -> list[tuple[Key, str]]:
-        """The operators that torch runs for a policy, each with the layer or operator that it belongs to."""
+    def units(self, policy: Policy, batch: int) -> Sequence[Operator]:
+        """The operators that torch runs for a policy."""
         ...
 
     def unit(self, key: Key, batch: int) -> Call:
@@ -86,10 +98,13 @@ class TorchRuntime:
         self.source, self.batch = source, batch
 
     def lowered(self, policy: Policy) -> list[tuple[Key, str]]:
-        return self.source.units(policy, self.batch)
+        return [(unit.key, unit.owner) for unit in self.source.units(policy, self.batch)]
 
-    def told(self, policy: Policy) -> tuple[list[tuple[Key, str]], None]:
-        return self.lowered(policy), None
+    def told(self, policy: Policy) -> tuple[list[tuple[Key, str]], Told]:
+        units, found = self.source.units(policy, self.batch), dict[str, tuple[Pattern, ...]]()
+        for unit in units:
+            found[unit.owner] = (*found.get(unit.owner, ()), (unit.key[0], unit.forms))
+        return [(unit.key, unit.owner) for unit in units], found
 
     def unit(self, key: Key) -> tuple[Timed, int]:
         return Runner(self.source.unit(key, self.batch), whole=False), UNIT_BYTES
