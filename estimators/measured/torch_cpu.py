@@ -110,8 +110,12 @@ class TorchRuntime:
         return Runner(self.source.unit(key, self.batch), whole=False), UNIT_BYTES
 
     def apart(self, work: Callable[[], T]) -> T:
-        """Thousands of units leave memory in pieces, and oneDNN's cache full: nets that ran after them took a tenth longer."""
-        return apart(work)
+        """Thousands of units leave memory in pieces, and oneDNN's cache full: nets that ran after them took a tenth longer.
+
+        A fork has none of the threads that torch had, and would wait for them.
+        """
+        with one_thread():
+            return apart(work)
 
     def net(self, policy: Policy) -> Timed:
         return Runner(self.source.net(policy, self.batch), whole=True)
