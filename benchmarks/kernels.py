@@ -177,8 +177,8 @@ def convolutions(rounds: int) -> dict[str, float]:
     for channels, size in ((64, 56), (256, 14)):
         codes = torch.randint(0, 16, (channels, channels, 3, 3), dtype=torch.uint8)
         layer = QuantConv2d.from_codes(
-            codes, torch.rand(channels) / 100, torch.randn(channels), bits=4, padding=(1, 1), activation="relu", x_scale=0.03,
-            x_zero=128, y_scale=0.05,
+            codes, torch.rand(channels) / 100, torch.randn(channels), bits=4, padding=(1, 1), size=(size, size), activation="relu",
+            x_scale=0.03, x_zero=128, y_scale=0.05,
         )  # fmt: skip
         x = torch.randn(1, channels, size, size).contiguous(memory_format=torch.channels_last)
         plain = torch.nn.Conv2d(channels, channels, 3, padding=1).to(memory_format=torch.channels_last)

@@ -79,7 +79,7 @@ def elsewhere(net: str, batch: int, folder: str, policies: list[Any]) -> tuple[l
     return [c.latency_ms / float(m) - 1 for c, m in zip(costs, measured, strict=True)], floor
 
 
-def bulk(device: OrtCpu, space: Space, rng: np.random.Generator, count: int = 4000) -> dict[str, tuple[float, str]]:
+def bulk(device: Measured, space: Space, rng: np.random.Generator, count: int = 4000) -> dict[str, tuple[float, str]]:
     """Policies a second of process time, each new, once the table's grids are read; and how the patterns agree with lowering."""
     for _ in range(2):
         policies = [space.sample(rng) for _ in range(count)]
@@ -126,11 +126,10 @@ def run(net: str, name: str, policies: int, batch: int, rng: np.random.Generator
             print(f"noise floor {100 * floor:.1f} % is above {100 * MOST_NOISE:.0f} %: repeated", file=sys.stderr)
         found = np.array([c.latency_ms for c in costs])
         inside = [c.interval_ms[0] <= m <= c.interval_ms[1] for c, m in zip(costs, measured, strict=True) if c.interval_ms]
-        more: dict[str, tuple[float, str]] = {}
+        more = bulk(device, space, rng)
         if isinstance(device, OrtCpu):
             same = [predicted(device.nodes(prepared.network, p)) == actual(source.model(p, batch)) for p in chosen]
             more["nodes_match"] = (100 * float(np.mean(same)), "%")
-            more |= bulk(device, space, rng)
             more["size_worst_error"] = (
                 100 * max(size_error(c.size_bytes, source.model(p, batch)) for c, p in zip(costs, chosen, strict=True)),
                 "%",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tightrope.compressors.payload import Payload
     from tightrope.compressors.prepare import Prepared
     from tightrope.compressors.runtime.lower import Lowering
-    from tightrope.compressors.runtime.units import Key, Units
+    from tightrope.compressors.runtime.units import Key, Operator, Units
     from tightrope.estimators.measured.clock import Timed
 
 BATCH = 64  # examples that are scored at once: few keep a net's activations in the cache
@@ -51,9 +51,9 @@ class KernelSource(Source):
         digest = hashlib.sha256(Path(str(_kernels.__file__)).read_bytes()).hexdigest()[:12]
         return f"{isa()} {digest}"
 
-    def units(self, policy: Policy, batch: int) -> "list[tuple[Key, str]]":
+    def units(self, policy: Policy, batch: int) -> "list[Operator]":
         """The operators that torch runs for a policy."""
-        return self._of(batch).keys(policy)
+        return self._of(batch).operators(policy)
 
     def unit(self, key: "Key", batch: int) -> Callable[[], object]:
         """One of them alone, ready to be called."""

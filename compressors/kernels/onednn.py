@@ -135,6 +135,8 @@ class QuantConv2d(_OneDnn):
 
     Args:
         bits: 2 to 8.
+        size: height and width of the images that the weight is laid out for. Others run too, but oneDNN may lay it out anew at each
+            call, which took 12 times as long as the convolution where it was tried (7 x 7, 96 channels).
         activation: "none", "relu" or "relu6", fused.
         x_scale, x_zero: of the input's unsigned codes.
         y_scale, y_zero: of the output where it is to be uint8; 0: float32.
@@ -153,6 +155,7 @@ class QuantConv2d(_OneDnn):
         padding: Pair = (0, 0),
         dilation: Pair = (1, 1),
         groups: int = 1,
+        size: Pair | None = None,
         bias: bool = True,
         activation: str = "none",
         y_scale: float = 0.0,
@@ -163,6 +166,7 @@ class QuantConv2d(_OneDnn):
         shape = (out_channels, in_channels // groups, *kernel_size)
         super().__init__(shape, bits, bias, activation, (x_scale, x_zero), (y_scale, y_zero))
         self.stride, self.padding, self.dilation, self.groups = [*stride], [*padding], [*dilation], groups
+        self.images = None if size is None else [1, in_channels, *size]
         self._lay_out()
 
     @classmethod
@@ -180,7 +184,7 @@ class QuantConv2d(_OneDnn):
 
     def _prepacked(self, signed: torch.Tensor) -> torch.Tensor:
         made: torch.Tensor = torch.ops.onednn.qconv_prepack(
-            signed, self.scales, self.x_scale, self.x_zero, self.stride, self.padding, self.dilation, self.groups, None
+            signed, self.scales, self.x_scale, self.x_zero, self.stride, self.padding, self.dilation, self.groups, self.images
         )
         return made
 

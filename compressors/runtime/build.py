@@ -156,7 +156,7 @@ def layer_of(
     if unit.kind != "linear":
         return QuantConv2d.from_codes(
             codes, scales, bias, bits=unit.weight_bits, stride=unit.stride, padding=unit.padding, dilation=unit.dilation,
-            groups=unit.groups, activation=act, **steps,
+            groups=unit.groups, size=unit.in_size, activation=act, **steps,
         )  # fmt: skip
     if unit.weight_bits == 8 and rows >= MANY_ROWS and rows * codes.numel() >= MANY_MACS:
         return Int8Linear.from_codes(codes, scales, bias, activation=act, **steps)

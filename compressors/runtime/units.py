@@ -1,9 +1,8 @@
 """The operators of a policy one by one, as a device times them: each a *family*, text that says all but some sizes, and those.
 
-The text is like that of ONNX Runtime's nodes (`estimators/measured/nodes.py`): `QuantConv2d{k=3,3;...}(u:1,*,28,28;=w:*,*,3,3)->`
-with `*` for a size that follows the policy, `f`, `u`, `l` and `b` for fp32, codes, whole numbers and flags; `w` are weights whose
-output channels follow no rule (oneDNN's int8 convolution takes 10 times as long for 96 as for 104). A family can be timed once
-a policy was lowered to it.
+The text is like that of ONNX Runtime's nodes (`estimators/measured/nodes.py`): `QuantConv2d{k=3,3;...}(u:1,*,28,28;=s:*,*,3,3)->`
+with `*` for a size that follows the policy, `f`, `u`, `s`, `l` and `b` for fp32, codes, weights, whole numbers and flags. A family
+can be timed once a policy was lowered to it. How sizes follow a policy is told by forms, which are those of the same module.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from tightrope.compressors.payload import Part
-from tightrope.compressors.runtime.build import MANY_MACS, MANY_ROWS, layer_of
+from tightrope.compressors.runtime.build import layer_of
 from tightrope.compressors.runtime.graph import Graph, Node, Ref, Size, function
 from tightrope.compressors.runtime.lower import Lowering, Step
 from tightrope.spaces.errors import DeviceError
@@ -24,10 +23,20 @@ from tightrope.spaces.policy import Policy
 from tightrope.spaces.unit import Unit
 
 Key = tuple[str, tuple[int, ...]]
+Form = tuple[Any, ...]
 Call = Callable[[], object]
 X, Y = (0.05, 128), (0.1, 64)  # scales and zero points do not matter to time
 SCALARS = frozenset({"sym_size", "mul", "add", "sub", "floordiv"})
 _KINDS = {"u": torch.uint8, "l": torch.int64, "b": torch.bool}
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator that torch runs: its family and sizes, the forms of these, and the layer or node that it belongs to."""
+
+    key: Key
+    forms: tuple[Form, ...]
+    owner: str
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class _Family:
 
 
 class Units:
-    """`keys(policy)` are the operators of a policy at a batch size, `call(key)` is one of them alone."""
+    """`operators(policy)` are those of a policy at a batch size, `call(key)` is one of them alone."""
 
     def __init__(self, graph: Graph, batch: int, lowering: Lowering | None = None) -> None:
         self.graph, self.batch = graph, batch
@@ -48,18 +57,18 @@ class Units:
         self._known: dict[Any, _Family | None] = {}
         self._made: dict[str, Callable[[Iterator[int]], Call]] = {}
 
-    def keys(self, policy: Policy) -> list[tuple[Key, str]]:
-        """The operators of a policy, each with the layer or node that it belongs to; those that only count sizes are left out.
+    def operators(self, policy: Policy) -> list[Operator]:
+        """The operators of a policy, in order; those that only count sizes are left out.
 
         Raises:
             DeviceError: an operator reads what is neither a tensor nor a size.
         """
         widths = policy.all_widths(self.graph.network)
-        found: list[tuple[Key, str]] = []
+        found: list[Operator] = []
         for step in self.lowering.lower(policy).steps:
             if step.kind == "part":
                 assert step.unit is not None
-                found.append((self._part(step, step.unit), step.unit.layer))
+                found.append(self._part(step, step.unit))
                 continue
             key = (step.kind, step.node.name, bool(step.x))
             if key not in self._known:
@@ -67,7 +76,8 @@ class Units:
             family = self._known[key]
             if family is not None:
                 self._made.setdefault(family.text, family.make)
-                found.append(((family.text, tuple(slot.at(widths) for slot in family.slots)), step.node.name))
+                sizes = tuple(slot.at(widths) for slot in family.slots)
+                found.append(Operator((family.text, sizes), tuple(map(_form, family.slots)), step.node.name))
         return found
 
     def call(self, key: Key) -> Call:
@@ -77,7 +87,7 @@ class Units:
 
     # --- layers ---------------------------------------------------------------------------------------------------
 
-    def _part(self, step: Step, unit: Unit) -> Key:
+    def _part(self, step: Step, unit: Unit) -> Operator:
         layer, coded = self.graph.network.layer(unit.layer), step.x != ""
         free = bool(layer.inputs.terms) or unit.part > 0, bool(layer.outputs.terms) or not step.final
         linear, depthwise = unit.kind == "linear", unit.kind == "depthwise"
@@ -88,31 +98,33 @@ class Units:
             (unit.groups, depthwise and free[0]), (unit.in_channels, free[0]), (unit.out_channels, free[1]),
             (each, free[0] and not depthwise),
         )  # fmt: skip
+        reads = _form(layer.inputs) if unit.part == 0 else ("inner", layer.name, unit.part - 1)
+        makes = _form(layer.outputs) if step.final else ("inner", layer.name, unit.part)
+        forms = reads, reads, makes, ("share", reads, unit.groups)
         sizes = tuple(value for value, follows in spec if follows)
         group, inputs, outputs, inner = ("*" if follows else str(value) for value, follows in spec)
         before, read, made = ",".join(map(str, lead)), "u" if coded else "f", "u" if step.y else "f"
         if linear:
-            rows = prod(lead)
-            many = unit.weight_bits == 8 and rows >= MANY_ROWS and rows * unit.weights >= MANY_MACS
-            name = "Linear" if not coded else "Int8Linear" if many else f"QuantLinear{unit.weight_bits}"
+            name = f"QuantLinear{unit.weight_bits}" if coded else "Linear"
             text = f"{name}{{}}({read}:{before},{inputs};=s:{outputs},{inner})->{made}:{before},"
         else:
             pairs = {"k": unit.kernel, "s": unit.stride, "p": unit.padding, "d": unit.dilation}
-            told = ";".join(f"{name}={a},{b}" for name, (a, b) in pairs.items())
+            fixed = ";".join(f"{name}={a},{b}" for name, (a, b) in pairs.items())
             (height, width), (down, along) = unit.in_size, unit.kernel
             name = "QuantConv2d" if coded else "Conv2d"
-            text = f"{name}{{{told};group={group}}}({read}:{before},{inputs},{height},{width};"
-            text += f"={'w' if coded else 's'}:{outputs},{inner},{down},{along})"
+            text = f"{name}{{{fixed};group={group}}}({read}:{before},{inputs},{height},{width};"
+            text += f"=s:{outputs},{inner},{down},{along})"
             text += f"->{made}:{before},"
         if text not in self._made:
 
             def make(given: Iterator[int]) -> Call:
                 groups, inputs, outputs, each = (next(given) if follows else value for value, follows in spec)
                 like = replace(unit, in_channels=inputs, out_channels=outputs, groups=groups)
-                return _layer_call(like, each, step, lead, name == "Int8Linear")
+                return _layer_call(like, each, step, lead)
 
             self._made[text] = make
-        return text, sizes
+        told = tuple(form for form, (_, follows) in zip(forms, spec, strict=True) if follows)
+        return Operator((text, sizes), told, unit.layer)
 
     # --- other operators ------------------------------------------------------------------------------------------
 
@@ -209,6 +221,10 @@ class Units:
         raise DeviceError(f"operator {node.name!r} must make a tensor or count sizes to be timed, but it is {node.target}")
 
 
+def _form(extent: Extent) -> Form:
+    return "width", 1, extent.fixed, extent.terms
+
+
 def _text(extent: Extent, slots: list[Extent]) -> str:
     if extent.terms:
         slots.append(extent)
@@ -241,7 +257,7 @@ def _filled(text: str, sizes: Iterator[int], image: bool) -> torch.Tensor:
     return made.contiguous(memory_format=torch.channels_last) if image else made
 
 
-def _layer_call(unit: Unit, each: int, step: Step, lead: Sequence[int], many: bool) -> Call:
+def _layer_call(unit: Unit, each: int, step: Step, lead: Sequence[int]) -> Call:
     """A layer's part with weights of no meaning; `each` are the inputs of a conv group, `lead` the sizes before the channels."""
     linear, bits = unit.kind == "linear", unit.weight_bits
     shape = (unit.out_channels, each) if linear else (unit.out_channels, each, *unit.kernel)
@@ -249,8 +265,7 @@ def _layer_call(unit: Unit, each: int, step: Step, lead: Sequence[int], many: bo
     codes = None if bits == 32 else (weight * most / 3).clamp(-most, most).to(torch.int8).numpy()
     scales = None if bits == 32 else np.full(len(weight), 0.01, np.float32)
     part = Part(unit, (weight / 16).numpy(), np.zeros(len(weight), np.float32) if unit.bias else None, codes, scales)
-    rows = MANY_MACS if many else 1
-    module = layer_of(part, X if step.x else None, Y if step.y else None, step.activation, rows)
+    module = layer_of(part, X if step.x else None, Y if step.y else None, step.activation, prod(lead))
     x_shape = (*lead, unit.in_channels) if linear else (*lead, unit.in_channels, *unit.in_size)
     x = torch.randint(0, 256, x_shape, dtype=torch.uint8) if step.x else torch.rand(x_shape)
     if not linear:

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from tightrope.estimators.encode import Batch, Encoder
+from tightrope.estimators.measured.apart import T
 from tightrope.estimators.measured.clock import CHUNK, Float, Timed, low_quartile, noise_floor
 from tightrope.estimators.measured.grid import Design, Ints, design
 from tightrope.estimators.measured.nodes import Key
@@ -32,6 +33,7 @@ REMEMBERED = 4096  # policies whose nodes are kept
 FEW = 8  # policies that are costed one by one
 PER_MS = 1e9  # times are added as whole picoseconds, so that a sum does not depend on its order
 Progress = Callable[[int, int], None]
+Run = Callable[[Callable[[], tuple[int, Float, float, float]]], tuple[int, Float, float, float]]
 log = logging.getLogger(__name__)
 
 
@@ -48,6 +50,10 @@ class Runtime(Protocol):
 
     def unit(self, key: Key) -> tuple[Timed, int]:
         """A unit alone, and the bytes that it takes."""
+        ...
+
+    def apart(self, work: Callable[[], T]) -> T:
+        """Do work that builds and times units: in a process of its own if what it leaves in memory slows what runs after it."""
         ...
 
     def net(self, policy: Policy) -> Timed:
@@ -101,37 +107,44 @@ class Fitted:
         anchors = unique(mixed(self.space, rng, 2 * ANCHORS))[:ANCHORS]
         total = len(missing) + len(anchors)
         log.info("timing %d nodes of %d families, and %d nets", len(missing), len(wanted), len(anchors))
-        done = 0
-        for chunk in self._time(missing, rng):
-            done += chunk
-            if progress is not None:
-                progress(done, total)
         names = [json.dumps(p.to_json(), sort_keys=True) for p in anchors]
         fresh = [i for i, name in enumerate(names) if name not in self.table.nets]
+        done = 0
         for start in range(0, len(fresh), CHUNK_NETS):
             chosen = fresh[start : start + CHUNK_NETS]
             runners = [self.runtime.net(p) for p in (self.space.dense, *(anchors[i] for i in chosen))]
             samples, reference, empty = rounds_of(runners, NET_ROUNDS, rng, self.runtime.steady())
             dense = float(low_quartile(samples[:, :1])[0])
             self.table.add_nets([names[i] for i in chosen], samples[:, 1:], reference, empty, dense)
+            done += len(chosen)
             if progress is not None:
-                progress(done + start + len(chosen), total)
+                progress(done, total)
+        for chunk in self._time([missing[i] for i in rng.permutation(len(missing)).tolist()], rng, self.runtime.apart):
+            done += chunk
+            if progress is not None:
+                progress(done, total)
         self.table.finish()
 
-    def _time(self, keys: Sequence[Key], rng: np.random.Generator) -> Iterator[int]:
-        """Time nodes and add them to the table, in chunks; gives the number of each."""
-        waiting, size = list(reversed(keys)), 0
-        while waiting:
-            chosen: list[Key] = []
-            runners: list[Timed] = []
-            while waiting and len(chosen) < CHUNK and (size < CHUNK_BYTES or not chosen):
-                chosen.append(waiting.pop())
-                runner, taken = self.runtime.unit(chosen[-1])
-                size += taken
-                runners.append(runner)
-            self.table.add(chosen, *rounds_of(runners, NODE_ROUNDS, rng, self.runtime.steady()))
-            size = 0
-            yield len(chosen)
+    def _time(self, keys: Sequence[Key], rng: np.random.Generator, run: Run) -> Iterator[int]:
+        """Time nodes and add them to the table, in chunks, each of which `run` does; gives the number of each."""
+        left = [*keys]
+        while left:
+            count, samples, reference, empty = run(partial(self._chunk, left, rng.spawn(1)[0]))
+            self.table.add(left[:count], samples, reference, empty)
+            left = left[count:]
+            yield count
+
+    def _chunk(self, keys: Sequence[Key], rng: np.random.Generator) -> tuple[int, Float, float, float]:
+        """Time the first of the nodes, as many as memory may hold at once: their number, and what `rounds_of` says of them."""
+        runners: list[Timed] = []
+        size = 0
+        for key in keys[:CHUNK]:
+            if size >= CHUNK_BYTES:
+                break
+            runner, taken = self.runtime.unit(key)
+            runners.append(runner)
+            size += taken
+        return len(runners), *rounds_of(runners, NODE_ROUNDS, rng, self.runtime.steady())
 
     def timed(self, policies: Sequence[Policy], *, rounds: int = NET_ROUNDS, seed: int = 0) -> tuple[Float, float]:
         """Build the nets of policies and time them beside the dense one: milliseconds on the table's scale, and the noise floor."""
@@ -251,7 +264,7 @@ class Fitted:
             )
         log.info("timing %d nodes that no probe enclosed, %s among them", len(missing), missing[0])
         self.table.declare({family: design(family, [sizes]) for family, sizes in missing})
-        for _ in self._time(missing, np.random.default_rng(0)):
+        for _ in self._time(missing, np.random.default_rng(0), lambda work: work()):
             pass
         self._picoseconds.clear()
         return [self.table.time(k) for k in keys]

@@ -19,20 +19,19 @@ from scipy.optimize import nnls
 
 STEP = 16
 MOST_AXES = 2  # of a product grid
-MOST_STEPS, MOST_UNRULY, PAIRED, ALONE, SCATTERED = 9, 24, 3, 12, 24
-"""Most values of an axis: of output channels, of those that follow no rule, of each like beside another axis, of each like alone;
-nodes of other families."""
+MOST_STEPS, PAIRED, ALONE, SCATTERED = 9, 3, 12, 24
+"""Most values of an axis: of output channels, of each like beside another axis, of each like alone; nodes of other families."""
 Sizes = tuple[int, ...]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
-def output_column(family: str, kinds: str = "fsu") -> int | None:
-    """The place among a family's sizes of the output channels of its weights of these kinds, if they follow the policy."""
+def output_column(family: str) -> int | None:
+    """The place among a family's sizes of the output channels of its weights, if they follow the policy."""
     before = 0
     for part in family.partition("}(")[2].partition(")->")[0].split(";"):
         shape = part.partition(":")[2]
-        if part[:1] == "=" and part[1:2] in kinds and part[2:3] == ":" and shape.count(",") and shape.startswith("*"):
+        if part[:1] == "=" and part[1:2] in "fsu" and part[2:3] == ":" and shape.count(",") and shape.startswith("*"):
             return family.partition("}(")[0].count("*") + before
         before += part.count("*")
     return None
@@ -78,15 +77,12 @@ def design(family: str, met: Iterable[Sizes]) -> Design:
     """Choose the nodes of a family to time, from sizes that policies of the space lower to."""
     seen = sorted(set(met))
     columns = list(zip(*seen, strict=True))
-    out, unruly = (None if "group=*" in family else output_column(family, kinds) for kinds in ("fsu", "w"))
+    out = None if "group=*" in family else output_column(family)
     free: list[int] = []
-    for column in sorted(range(len(columns)), key=lambda c: (-len(set(columns[c])), c not in (out, unruly))):
+    for column in sorted(range(len(columns)), key=lambda c: (-len(set(columns[c])), c != out)):
         if len(set(columns[column])) > 1 and not any(_follows(columns[column], columns[f]) for f in free):
             free.append(column)
-    axes = tuple(
-        Axis(c, False, _spread(sorted(set(columns[c])), MOST_UNRULY)) if c == unruly else
-        _axis(family, c, c == out, columns[c], len(free)) for c in sorted(free)
-    )  # fmt: skip
+    axes = tuple(_axis(family, c, c == out, columns[c], len(free)) for c in sorted(free))
     if len(axes) > MOST_AXES:
         order = sorted(seen, key=prod)
         chosen = {order[i] for i in np.linspace(0, len(order) - 1, SCATTERED).astype(int)}

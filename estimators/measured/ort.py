@@ -1,6 +1,6 @@
 """The device `ort-cpu`: ONNX Runtime on one thread of this machine, costed from a table of the nodes that it runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
 
@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 
 from tightrope.estimators.measured import nodes as one_node
+from tightrope.estimators.measured.apart import T
 from tightrope.estimators.measured.base import Measured
 from tightrope.estimators.measured.clock import Runner, Timed
 from tightrope.estimators.measured.lowering import Lowering
@@ -52,6 +53,9 @@ class OrtRuntime:
     def unit(self, key: Key) -> tuple[Timed, int]:
         data = one_node.model(*key).SerializeToString()
         return Runner(data, optimise=False), len(data)
+
+    def apart(self, work: Callable[[], T]) -> T:
+        return work()
 
     def net(self, policy: Policy) -> Timed:
         return Runner(self.source.model(policy, self.batch), optimise=True)

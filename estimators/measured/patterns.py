@@ -47,8 +47,8 @@ class Sights:
 
     def __call__(self, batch: Batch) -> IntArray:
         """`b x F` array: precision, form, and classes of the two inner widths of every layer, then classes of sizes."""
-        whole = batch.ranks == 0
-        low = np.where(batch.weight_bits == 32, 0, np.where(batch.act_bits == 32, 2, 1))
+        whole, bits = batch.ranks == 0, batch.weight_bits
+        low = np.where(bits == 32, 0, np.where(batch.act_bits == 32, 2, np.where(bits == 8, 1, 1 + bits)))
         columns = [low, batch.forms]
         inner = [inner_widths(self.network, self._extents, batch, part) for part in (0, 1)]
         columns += [np.where(whole, 0, 1 + filling(widths)) for widths in inner]

@@ -9,18 +9,31 @@ from typing import Any, Protocol
 
 import torch
 
+from tightrope.estimators.measured.apart import T, apart
 from tightrope.estimators.measured.base import Measured
 from tightrope.estimators.measured.clock import Timed
-from tightrope.estimators.measured.nodes import Key
+from tightrope.estimators.measured.nodes import Form, Key
+from tightrope.estimators.measured.patterns import Pattern, Told
 from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.network import Layer, Network
 from tightrope.spaces.policy import Policy
 
 Call = Callable[[], object]
-LOWERING = 4  # counts up when kernels or lowering change, so that what was timed before is not compared with what comes after
+LOWERING = 5  # counts up when kernels or lowering change, so that what was timed before is not compared with what comes after
 WIDTHS = range(2, 9)
-_OTHERS = torch.zeros(1 << 19)  # 2 MB, more than a core keeps to itself
+_OTHERS = torch.zeros(1 << 17)  # 512 KB
 UNIT_BYTES = 1 << 18  # about what a unit takes, of the memory that units which are timed side by side may take
+
+
+class Operator(Protocol):
+    """An operator that torch runs: its family and sizes, the forms of these, and the layer or node that it belongs to."""
+
+    @property
+    def key(self) -> Key: ...
+    @property
+    def forms(self) -> tuple[Form, ...]: ...
+    @property
+    def owner(self) -> str: ...
 
 
 class Source(Protocol):
@@ -28,8 +41,8 @@ class Source(Protocol):
 
     kernels: str  # what tells the compiled kernels from others
 
-    def units(self, policy: Policy, batch: int) -> list[tuple[Key, str]]:
-        """The operators that torch runs for a policy, each with the layer or operator that it belongs to."""
+    def units(self, policy: Policy, batch: int) -> Sequence[Operator]:
+        """The operators that torch runs for a policy."""
         ...
 
     def unit(self, key: Key, batch: int) -> Call:
@@ -44,8 +57,8 @@ class Source(Protocol):
 class Runner:
     """A call in torch, ready to be timed.
 
-    A visit to a unit is one call on a cache that something else has just filled, as the other units of its net do; a visit to a
-    whole net is the second of two calls.
+    What counts is the second of two calls; between those of a unit something else passes through the cache, as the other units of
+    its net do.
     """
 
     def __init__(self, call: Call, *, whole: bool) -> None:
@@ -57,9 +70,8 @@ class Runner:
         """CPU nanoseconds of the call that counts."""
         call = self._call
         with one_thread(), torch.inference_mode():
-            if self._whole:
-                call()
-            else:
+            call()
+            if not self._whole:
                 _OTHERS.sum()
             start = time.thread_time_ns()
             call()
@@ -86,13 +98,24 @@ class TorchRuntime:
         self.source, self.batch = source, batch
 
     def lowered(self, policy: Policy) -> list[tuple[Key, str]]:
-        return self.source.units(policy, self.batch)
+        return [(unit.key, unit.owner) for unit in self.source.units(policy, self.batch)]
 
-    def told(self, policy: Policy) -> tuple[list[tuple[Key, str]], None]:
-        return self.lowered(policy), None
+    def told(self, policy: Policy) -> tuple[list[tuple[Key, str]], Told]:
+        units, found = self.source.units(policy, self.batch), dict[str, tuple[Pattern, ...]]()
+        for unit in units:
+            found[unit.owner] = (*found.get(unit.owner, ()), (unit.key[0], unit.forms))
+        return [(unit.key, unit.owner) for unit in units], found
 
     def unit(self, key: Key) -> tuple[Timed, int]:
         return Runner(self.source.unit(key, self.batch), whole=False), UNIT_BYTES
+
+    def apart(self, work: Callable[[], T]) -> T:
+        """Thousands of units leave memory in pieces, and oneDNN's cache full: nets that ran after them took a tenth longer.
+
+        A fork has none of the threads that torch had, and would wait for them.
+        """
+        with one_thread():
+            return apart(work)
 
     def net(self, policy: Policy) -> Timed:
         return Runner(self.source.net(policy, self.batch), whole=True)

@@ -86,6 +86,15 @@ def test_convolutions_are_those_of_whole_numbers(
     agree(layer(x), expected(layer, x), layer.y_scale, layer.y_zero)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_images_of_any_size_give_the_same_whatever_a_weight_is_laid_out_for(groups: int) -> None:
+    """48 and 96 channels at 7 x 7 are sizes at which oneDNN lays a weight out in another way than it does by itself."""
+    for outputs in (48, 96):
+        layer = conv(8, inputs=32, outputs=outputs, groups=groups, padding=(1, 1), size=(7, 7), **Y)
+        for x in (codes_of(1, 32, 7, 7), codes_of(3, 32, 7, 7), codes_of(1, 32, 14, 9)):
+            agree(layer(x), expected(layer, x), layer.y_scale, layer.y_zero)
+
+
 @pytest.mark.parametrize("coded", [False, True])
 @pytest.mark.parametrize("shape", [(1, 40), (7, 40), (2, 5, 40)])
 def test_linears_are_those_of_whole_numbers(shape: tuple[int, ...], coded: bool) -> None:

@@ -177,8 +177,9 @@ def test_every_unit_of_a_policy_runs_alone(kind: Kind) -> None:
     units, rng = Units(graph, graph.batch or 3), np.random.default_rng(1)
     choices = space(prepared.network)
     for policy in (choices.dense, choices.sample(rng)):
-        keys = units.keys(policy)
-        assert {label for _, label in keys} >= {layer.name for layer in prepared.network.layers}
-        for (family, sizes), _ in keys:
-            assert len(sizes) <= family.count("*")
-            units.call((family, sizes))()
+        operators = units.operators(policy)
+        assert {op.owner for op in operators} >= {layer.name for layer in prepared.network.layers}
+        for op in operators:
+            family, sizes = op.key
+            assert len(sizes) == len(op.forms) <= family.count("*")
+            units.call(op.key)()

@@ -184,11 +184,3 @@ def test_single_nets_do_not_pull_the_fit() -> None:
     times[3] *= 1.6
     weights = nearest_sum(np.stack([nodes, count], 1) / times[:, None])
     assert weights == pytest.approx([1.1, 0.001], rel=0.03)
-
-
-def test_output_channels_that_follow_no_rule_are_all_timed() -> None:
-    family = "QuantConv2d{k=3,3;group=1}(u:1,*,7,7;=w:*,*,3,3)->u:1,"
-    widths = range(16, 136, 8)
-    found = design(family, [(i, o, i) for i in widths for o in widths])
-    assert [axis.values for axis in found.axes if axis.column == 1] == [tuple(widths)]
-    assert not any(axis.steps for axis in found.axes)
