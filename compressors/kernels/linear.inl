@@ -20,6 +20,15 @@ inline T read(const void* p) noexcept {
   return v;
 }
 
+// Fetches `size` bytes into the cache, from `ahead` bytes behind `p` on, to read or (Write) to write them. Addresses that
+// are no one's are asked for in vain.
+template <bool Write = false>
+inline void fetch(const void* p, std::size_t ahead, std::size_t size) noexcept {
+  const std::uintptr_t at = reinterpret_cast<std::uintptr_t>(p) + ahead;
+  TIGHTROPE_UNROLL
+  for (std::size_t i = 0; i < size; i += 64) __builtin_prefetch(reinterpret_cast<const void*>(at + i), Write);
+}
+
 inline U bytes(std::uint32_t value) noexcept { return U{} + value * 0x01010101u; }
 inline I quad_of(const std::int8_t* a) noexcept { return I{} + read<std::int32_t>(a); }
 inline F as_float(I v) noexcept { return __builtin_convertvector(v, F); }
@@ -37,8 +46,8 @@ inline std::int8_t low_byte(float rounded) noexcept {  // of kRound + integer
   return static_cast<std::int8_t>(read<std::uint32_t>(&rounded));
 }
 
-// Codes of x[0, n) are what `rounded` makes of kLanes values at a time, kRound + code; returns their sum. It is taken of
-// the bits of kRound + code, which count up by one as the code does.
+// Codes of x[0, n) are what `rounded` makes of kLanes values at a time, kRound + code; returns their sum. It is taken
+// of the bits of kRound + code, which count up by one as the code does.
 template <typename Rounded>
 inline std::int32_t quantize_floats(const float* x, std::size_t n, std::int8_t* codes, Rounded rounded) noexcept {
   U total{};
@@ -72,6 +81,7 @@ void quantize_row(const Linear& call, std::size_t row, const QuantizedRows& out)
       out.starts[s * out.count + row] = start * sum;
     }
   };
+  if (call.x != nullptr && row + 1 < call.m) fetch(call.x + row * k, k * sizeof(float), k * sizeof(float));  // the next
   float scale = call.x_scale;
   if (call.x_codes != nullptr) {
     const std::uint8_t* x = call.x_codes + row * k;
@@ -173,14 +183,6 @@ inline void each_quad(const std::uint8_t* chunk, const Use& use) noexcept {
     use(std::integral_constant<int, quad>{}, read_);
     each_quad<Bits, Raw, Columns, J + 1>(chunk, use);
   }
-}
-
-// Fetches `Size` bytes into the cache from `ahead` bytes behind `p` on. What lies past the weight is asked for in vain.
-template <std::size_t Size>
-inline void fetch(const void* p, std::size_t ahead) noexcept {
-  const std::uintptr_t at = reinterpret_cast<std::uintptr_t>(p) + ahead;
-  TIGHTROPE_UNROLL
-  for (std::size_t i = 0; i < Size; i += 64) __builtin_prefetch(reinterpret_cast<const void*>(at + i));
 }
 
 // Where the parts of a packed weight lie, by *columns*: registers of channels, kParts a tile. Sizes are worked out
@@ -298,7 +300,7 @@ inline void finish_rows(const Linear& call, const Args&... args) noexcept {
 
 // ---- few rows: codes go from memory through registers, once ----
 
-constexpr std::size_t kAhead = 8192;  // bytes fetched before their use: what memory delivers while one line is on its way
+constexpr std::size_t kAhead = 8192;  // bytes between what is fetched and what is used
 
 template <int Bits, std::size_t Rows, std::size_t Columns>  // columns of one tile
 void few_rows(const Linear& call, const Weight& weight, const QuantizedRows& rows, std::size_t row,
@@ -310,7 +312,8 @@ void few_rows(const Linear& call, const Weight& weight, const QuantizedRows& row
   const std::int8_t* a = rows.codes + row * rows.stride;
   const float* sums = rows.sums + row;
   const std::int32_t* starts = rows.starts + row;
-  const std::uint8_t *scales = weight.scales(column, 0), *zeros = weight.zeros(column, 0), *codes = weight.codes(column, 0);
+  const std::uint8_t *scales = weight.scales(column, 0), *zeros = weight.zeros(column, 0);
+  const std::uint8_t* codes = weight.codes(column, 0);
   F totals[Rows][Columns] = {};
   for (std::size_t c = 0; c < weight.chunks;) {
     I dots[Rows][Columns][places][copies];
@@ -323,7 +326,7 @@ void few_rows(const Linear& call, const Weight& weight, const QuantizedRows& row
     const std::uint8_t* chunk = codes;
     for (const std::size_t end = std::min(c + weight.step, weight.chunks); c < end;
          ++c, chunk += kVector * Bits, a += kChunk) {
-      fetch<Bits * Columns * kWidth>(chunk, kAhead);
+      fetch(chunk, kAhead, Bits * Columns * kWidth);
       each_quad<Bits, raw, Columns>(chunk, [&](auto j, const U(&quad)[Columns]) {
         TIGHTROPE_UNROLL
         for (std::size_t r = 0; r < Rows; ++r) {
@@ -379,7 +382,7 @@ void unpack_chunks(const Weight& weight, std::size_t column, std::size_t s, std:
         each_quad<Bits, false, 1>(chunk, [&](auto j, const U(&codes)[1]) {
           std::memcpy(to + j * Columns * kWidth, codes, sizeof codes);
         });
-        if (t % kParts == 0) fetch<kVector * Bits>(chunk, ahead);
+        if (t % kParts == 0) fetch(chunk, ahead, kVector * Bits);
       }
     }
     c += count;
@@ -397,8 +400,11 @@ void block(const Weight& weight, const QuantizedRows& rows, std::size_t row, std
   const std::int8_t* a = rows.codes + row * stride + chunk * kChunk;
   const float* sums = rows.sums + s * next_sums + row;
   const std::int32_t* starts = rows.starts + s * next_sums + row;
-  const std::uint8_t *scales[Columns], *zeros[Columns];  // read from `weight` once: it might lie where totals go
-  for (std::size_t c = 0; c < Columns; ++c) scales[c] = weight.scales(column + c, s), zeros[c] = weight.zeros(column + c, s);
+  const std::uint8_t *scales[Columns], *zeros[Columns];  // not read from `weight` anew whenever a total is written
+  for (std::size_t c = 0; c < Columns; ++c) {
+    scales[c] = weight.scales(column + c, s);
+    zeros[c] = weight.zeros(column + c, s);
+  }
   for (; chunk < chunk_end; chunk += step, sums += next_sums, starts += next_sums) {
     asm volatile("" ::: "memory");  // left alone, GCC keeps all totals in registers from here to the end, and spills
     I dots[Rows][Columns];
@@ -488,6 +494,9 @@ void many_rows(const Linear& call, const Weight& weight, const QuantizedRows& ro
     for (std::size_t r = row0; r < row1;) {
       const std::size_t left = row1 - r, pieces = (left + Isa::kRows - 1) / Isa::kRows,
                         height = (left + pieces - 1) / pieces;
+      if (end == chunks && call.y != nullptr)
+        for (std::size_t i = r; i < r + height; ++i)
+          fetch<true>(call.y, (i * call.w.n + column * kLanes) * sizeof(float), Columns * kWidth);
       F* const at = totals + (r - row0) * Columns;
       block_of<Isa::code_class(Bits), Columns>(height, weight, rows, r, column, codes, s, c, end, at);
       if (end == chunks) finish_rows<Columns>(call, weight, rows, r, r + height, column, at);

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from tightrope.compressors import _kernels
@@ -17,6 +18,10 @@ __all__ = ["QuantLinear", "pack", "unpack"]
 def groups_of(k: int, group: int) -> int:
     """Number of groups in a row of `k` inputs; `group` 0 is the whole row."""
     return -(-k // group) if group else 1
+
+
+def _array(tensor: torch.Tensor) -> NDArray[Any]:
+    return tensor.detach().cpu().contiguous().numpy()
 
 
 def pack(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, bits: int, group: int) -> torch.Tensor:
@@ -36,8 +41,8 @@ def pack(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, 
     if codes.dtype is not torch.uint8 or int(codes.max()) >> bits:
         raise ValueError(f"codes must be uint8 in [0, {2**bits}), got {codes.dtype} up to {int(codes.max())}")
     packed = torch.empty(_kernels.linear_bytes(n, k, bits, group, zeros is not None), dtype=torch.uint8)
-    codes_, scales_, zeros_ = (None if t is None else t.detach().cpu().contiguous().numpy() for t in (codes, scales, zeros))
-    _kernels.pack_linear(codes_, scales_, zeros_, bits, group, packed.numpy())
+    zeros_ = None if zeros is None else _array(zeros)
+    _kernels.pack_linear(_array(codes), _array(scales), zeros_, bits, group, packed.numpy())
     return packed
 
 
@@ -46,8 +51,7 @@ def unpack(packed: torch.Tensor, n: int, k: int, bits: int, group: int) -> tuple
     codes = torch.empty(n, k, dtype=torch.uint8)
     scales = torch.empty(n, groups_of(k, group))
     zeros = torch.empty(n, groups_of(k, group), dtype=torch.uint8)
-    source = packed.detach().cpu().contiguous().numpy()
-    _kernels.unpack_linear(source, bits, group, codes.numpy(), scales.numpy(), zeros.numpy())
+    _kernels.unpack_linear(_array(packed), bits, group, codes.numpy(), scales.numpy(), zeros.numpy())
     return codes, scales, zeros
 
 
