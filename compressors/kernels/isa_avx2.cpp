@@ -37,6 +37,10 @@ struct Isa {
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
   }
   static U merge(U code, U plane, U mask) noexcept { return code | (plane & mask); }
+  static U kept(U v) noexcept {  // in a register: GCC would read it from memory for each use
+    asm("" : "+x"(v));
+    return v;
+  }
   static void opaque(I& v) noexcept { asm volatile("" : "+x"(v)); }  // a value the compiler cannot foresee
   // Pairs of products are summed in 16 bits, which codes of 7 bits cannot overflow: 2 * 127 * 128 < 2^15. The top bit
   // of an 8-bit code goes its own way and is worth 128 at the end.

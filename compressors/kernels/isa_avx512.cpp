@@ -41,6 +41,10 @@ struct Isa {
                                                          reinterpret_cast<__m512i>(plane),
                                                          reinterpret_cast<__m512i>(mask), 0xf8));
   }
+  static U kept(U v) noexcept {  // in a register: GCC would read it from memory for each use
+    asm("" : "+v"(v));
+    return v;
+  }
   static void opaque(I& v) noexcept { asm volatile("" : "+v"(v)); }  // a value the compiler cannot foresee
   template <int Bits>
   static I dot(I sum, U codes, I a) noexcept {

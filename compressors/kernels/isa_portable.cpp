@@ -35,6 +35,7 @@ struct Isa {
     for (int i = 0; i < kLanes; ++i) p[i] = static_cast<std::int8_t>(bits[i]);
   }
   static U merge(U code, U plane, U mask) noexcept { return code | (plane & mask); }
+  static U kept(U v) noexcept { return v; }
   static void opaque(I& v) noexcept { asm volatile("" : "+m"(v)); }  // a value the compiler cannot foresee
   // A product of an 8-bit code and an 8-bit activation fits 16 bits. Even and odd bytes go apart; each register of
   // products then holds two for every sum.

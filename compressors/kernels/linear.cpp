@@ -1,5 +1,6 @@
 #include "linear.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -38,7 +39,7 @@ bool is_scale(double value) { return value > 1e-30 && value < 1e30; }
 
 }  // namespace
 
-Layout checked_layout(std::int64_t n, std::int64_t k, std::int64_t bits, std::int64_t group) {
+Layout checked_layout(std::int64_t n, std::int64_t k, std::int64_t bits, std::int64_t group, bool zeros) {
   constexpr std::int64_t most = std::int64_t{1} << 31;
   require(bits >= 2 && bits <= 8, [&] { return "bits must lie in [2, 8], got " + std::to_string(bits); });
   require(n >= 1 && k >= 1 && n < most && k < most, [&] {
@@ -49,15 +50,20 @@ Layout checked_layout(std::int64_t n, std::int64_t k, std::int64_t bits, std::in
             return "group must be 0 (the whole row) or a multiple of 32 up to 256, got " + std::to_string(group);
           });
   return {static_cast<std::size_t>(n), static_cast<std::size_t>(k), static_cast<int>(bits),
-          static_cast<std::size_t>(group)};
+          static_cast<std::size_t>(group), zeros};
 }
 
-void set_checked(Linear& call, std::size_t packed_size, std::int64_t activation, double x_scale, std::int64_t x_zero,
-                 bool x_is_codes, double y_scale, std::int64_t y_zero, bool y_is_codes) {
-  require(packed_size == call.w.bytes(), [&] {
-    return "packed must hold exactly the " + std::to_string(call.w.bytes()) + " bytes of this weight, got " +
-           std::to_string(packed_size);
+Layout packed_layout(std::int64_t n, std::int64_t k, std::int64_t bits, std::int64_t group, std::size_t packed_size) {
+  const Layout without = checked_layout(n, k, bits, group, false), with = checked_layout(n, k, bits, group, true);
+  require(packed_size == without.bytes() || packed_size == with.bytes(), [&] {
+    return "packed must hold exactly the " + std::to_string(without.bytes()) + " bytes of this weight, or " +
+           std::to_string(with.bytes()) + " with zero points, got " + std::to_string(packed_size);
   });
+  return packed_size == with.bytes() ? with : without;
+}
+
+void set_checked(Linear& call, std::int64_t activation, double x_scale, std::int64_t x_zero, bool x_is_codes,
+                 double y_scale, std::int64_t y_zero, bool y_is_codes) {
   require(activation >= 0 && activation <= 2, [&] {
     return "activation must be 0 (none), 1 (relu) or 2 (gelu), got " + std::to_string(activation);
   });
@@ -84,28 +90,30 @@ void linear(const Kernels& isa, const Linear& call, int threads) {
   const std::size_t stride = round_up(w.k, 64) + 64;
   const std::size_t sums = round_up(call.m * w.segments() * sizeof(float), 64);
   const std::size_t scales = round_up(call.m * sizeof(float), 64);
-  std::uint8_t* memory = workspace(sums + scales + call.m * stride);
-  const QuantizedRows rows{reinterpret_cast<std::int8_t*>(memory + sums + scales), stride,
-                           reinterpret_cast<float*>(memory + sums), reinterpret_cast<float*>(memory)};
+  std::uint8_t* memory = workspace(2 * sums + scales + call.m * stride);
+  const QuantizedRows rows{call.m,
+                           reinterpret_cast<std::int8_t*>(memory + 2 * sums + scales),
+                           stride,
+                           reinterpret_cast<float*>(memory + 2 * sums),
+                           reinterpret_cast<float*>(memory),
+                           reinterpret_cast<std::int32_t*>(memory + sums)};
 
   const std::size_t bands = (call.m + kRowBlock - 1) / kRowBlock;
-  const std::size_t strips = (w.tiles() + kTilesOfTask - 1) / kTilesOfTask;
   const auto quantize = [&](std::size_t row) { isa.quantize_row(call, row, rows); };
-  const auto task = [&](std::size_t i) {
-    const std::size_t row = i / strips * kRowBlock, tile = i % strips * kTilesOfTask;
-    const std::size_t row_end = row + kRowBlock < call.m ? row + kRowBlock : call.m;
-    const std::size_t tile_end = tile + kTilesOfTask < w.tiles() ? tile + kTilesOfTask : w.tiles();
-    isa.linear_part(call, rows, row, row_end, tile, tile_end);
+  const auto part = [&](std::size_t band, std::size_t tile, std::size_t count) {
+    const std::size_t row = band * kRowBlock;
+    isa.linear_part(call, rows, row, std::min(row + kRowBlock, call.m), tile, std::min(tile + count, w.tiles()));
   };
   const double work = static_cast<double>(call.m) * static_cast<double>(w.n) * static_cast<double>(w.k);
 #ifdef _OPENMP
   if (threads > 1 && work >= 2 * kWorthAThread) {
+    const std::size_t strips = (w.tiles() + kTilesOfTask - 1) / kTilesOfTask;
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
       for (std::size_t row = 0; row < call.m; ++row) quantize(row);
 #pragma omp for schedule(static)
-      for (std::size_t i = 0; i < bands * strips; ++i) task(i);
+      for (std::size_t i = 0; i < bands * strips; ++i) part(i / strips, i % strips * kTilesOfTask, kTilesOfTask);
     }
     return;
   }
@@ -113,7 +121,7 @@ void linear(const Kernels& isa, const Linear& call, int threads) {
   static_cast<void>(work);
   static_cast<void>(threads);
   for (std::size_t row = 0; row < call.m; ++row) quantize(row);
-  for (std::size_t i = 0; i < bands * strips; ++i) task(i);
+  for (std::size_t band = 0; band < bands; ++band) part(band, 0, w.tiles());
 }
 
 }  // namespace tightrope

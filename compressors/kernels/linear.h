@@ -5,7 +5,8 @@
 //   sums    32 float  the sum over k of the real weights (scale * (code - zero)) of each channel
 //   for each group:
 //     scales  32 float
-//     zeros   32 uint8  zero points, in codes; padded to 64 bytes
+//     zeros   32 uint8  zero points, in codes; padded to 64 bytes. Left out of a symmetric weight, where each is the
+//                       middle code, 2^(bits - 1)
 //     codes   a chunk of 128 * bits bytes for every 32 inputs of the group
 //
 // A chunk is eight *quads* of 4 inputs of every channel, a code each for byte 4 * channel + input of a vector of 128
@@ -25,17 +26,20 @@ constexpr std::size_t kChunk = 32;
 constexpr std::size_t kVector = 4 * kTile;              // bytes
 constexpr std::size_t kSums = kTile * sizeof(float);    // bytes before the first group
 constexpr std::size_t kScales = kTile * sizeof(float);  // bytes before the zeros of a group
-constexpr std::size_t kHeader = kScales + 64;           // bytes before the codes of a group
+constexpr std::size_t kZeros = 64;                      // bytes of these
 constexpr std::size_t kWholeRow = 256;  // inputs between two float accumulations where a group is the whole row
 
 enum class Activation { none, relu, gelu };
 
 // What a packed weight is: `n` channels by `k` inputs in groups of `group` inputs (a multiple of 32 up to 256) that
-// share scale and zero point; 0: one group a channel.
+// share scale and zero point; 0: one group a channel. `zeros`: whether zero points are kept.
 struct Layout {
   std::size_t n, k;
   int bits;
   std::size_t group;
+  bool zeros;
+
+  constexpr int middle() const noexcept { return 1 << (bits - 1); }
 
   constexpr std::size_t tiles() const noexcept { return (n + kTile - 1) / kTile; }
   constexpr std::size_t chunks() const noexcept { return (k + kChunk - 1) / kChunk; }
@@ -44,11 +48,12 @@ struct Layout {
   constexpr std::size_t segment() const noexcept { return group == 0 ? kWholeRow : group; }
   constexpr std::size_t segments() const noexcept { return (k + segment() - 1) / segment(); }
   constexpr std::size_t chunk_bytes() const noexcept { return kVector * static_cast<std::size_t>(bits); }
+  constexpr std::size_t header() const noexcept { return kScales + (zeros ? kZeros : 0); }  // bytes before the codes
   // The chunks of all segments but the last, and the scales and zeros that may come before them.
   constexpr std::size_t segment_bytes() const noexcept {
-    return (group == 0 ? 0 : kHeader) + segment() / kChunk * chunk_bytes();
+    return (group == 0 ? 0 : header()) + segment() / kChunk * chunk_bytes();
   }
-  constexpr std::size_t tile_bytes() const noexcept { return kSums + groups() * kHeader + chunks() * chunk_bytes(); }
+  constexpr std::size_t tile_bytes() const noexcept { return kSums + groups() * header() + chunks() * chunk_bytes(); }
   constexpr std::size_t bytes() const noexcept { return tiles() * tile_bytes(); }
 };
 
@@ -63,7 +68,8 @@ constexpr Piece piece_of(int bits, int quad, int low) {
   return {left < bits - low ? left : bits - low, at / spare, 8 - left};
 }
 
-// Codes, scales and zero points (`n x k`, `n x groups`, `n x groups`, row-major) to tiles and back.
+// Codes, scales and zero points (`n x k`, `n x groups`, `n x groups`, row-major) to tiles and back. Without `w.zeros`
+// zero points are not read, and come back as the middle code.
 void pack_tiles(const Layout& w, const std::uint8_t* codes, const float* scales, const std::uint8_t* zeros,
                 std::uint8_t* packed) noexcept;
 void unpack_tiles(const Layout& w, const std::uint8_t* packed, std::uint8_t* codes, float* scales,
@@ -90,22 +96,26 @@ struct Linear {
   int y_zero;
 };
 
-// Quantised input: signed codes, `m` rows of `stride` bytes padded with zeros, the value of a code in each row, and
-// the sum of the codes of every row and segment as a float (it is below 2^24, so exact).
+// Quantised input: signed codes, `count` rows of `stride` bytes padded with zeros, the value of a code in each row, and
+// for every segment and row what zero points take away: the sum of the codes as a float (it is below 2^24, so exact);
+// and that by the middle code, negative, where dot products start, or 0 where the weight has its own zero points.
 struct QuantizedRows {
+  std::size_t count;
   std::int8_t* codes;
   std::size_t stride;
   float* scales;
   float* sums;
+  std::int32_t* starts;
 };
 
 struct Kernels;
 
-// Arguments from outside; std::invalid_argument names the one that does not fit. The second sets what it checks in
-// `call`, whose layout is set, and checks that `packed_size` bytes are what that layout takes.
-Layout checked_layout(std::int64_t n, std::int64_t k, std::int64_t bits, std::int64_t group);
-void set_checked(Linear& call, std::size_t packed_size, std::int64_t activation, double x_scale, std::int64_t x_zero,
-                 bool x_is_codes, double y_scale, std::int64_t y_zero, bool y_is_codes);
+// Arguments from outside; std::invalid_argument names the one that does not fit. The size of a packed weight tells
+// whether it has zero points. The last sets what it checks in `call`.
+Layout checked_layout(std::int64_t n, std::int64_t k, std::int64_t bits, std::int64_t group, bool zeros);
+Layout packed_layout(std::int64_t n, std::int64_t k, std::int64_t bits, std::int64_t group, std::size_t packed_size);
+void set_checked(Linear& call, std::int64_t activation, double x_scale, std::int64_t x_zero, bool x_is_codes,
+                 double y_scale, std::int64_t y_zero, bool y_is_codes);
 
 // Runs on up to `threads` threads; small calls stay on the caller's. Throws std::bad_alloc.
 void linear(const Kernels& isa, const Linear& call, int threads);

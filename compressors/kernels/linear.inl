@@ -20,6 +20,15 @@ inline T read(const void* p) noexcept {
   return v;
 }
 
+// Fetches `size` bytes into the cache, from `ahead` bytes behind `p` on, to read or (Write) to write them. Addresses that
+// are no one's are asked for in vain.
+template <bool Write = false>
+inline void fetch(const void* p, std::size_t ahead, std::size_t size) noexcept {
+  const std::uintptr_t at = reinterpret_cast<std::uintptr_t>(p) + ahead;
+  TIGHTROPE_UNROLL
+  for (std::size_t i = 0; i < size; i += 64) __builtin_prefetch(reinterpret_cast<const void*>(at + i), Write);
+}
+
 inline U bytes(std::uint32_t value) noexcept { return U{} + value * 0x01010101u; }
 inline I quad_of(const std::int8_t* a) noexcept { return I{} + read<std::int32_t>(a); }
 inline F as_float(I v) noexcept { return __builtin_convertvector(v, F); }
@@ -31,38 +40,48 @@ inline bool any(I v) noexcept {
 
 // ---- activations ----
 
+constexpr std::uint32_t kRoundBits = 0x4b400000u;  // of kRound
+
 inline std::int8_t low_byte(float rounded) noexcept {  // of kRound + integer
   return static_cast<std::int8_t>(read<std::uint32_t>(&rounded));
 }
 
-// Codes of x[0, n) are what `rounded` makes of kLanes values at a time, kRound + code; returns their sum.
+// Codes of x[0, n) are what `rounded` makes of kLanes values at a time, kRound + code; returns their sum. It is taken
+// of the bits of kRound + code, which count up by one as the code does.
 template <typename Rounded>
-inline float quantize_floats(const float* x, std::size_t n, std::int8_t* codes, Rounded rounded) noexcept {
-  F total{};
+inline std::int32_t quantize_floats(const float* x, std::size_t n, std::int8_t* codes, Rounded rounded) noexcept {
+  U total{};
   std::size_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     const F code = rounded(load(x + i));
     Isa::store_low_bytes(codes + i, code);
-    total += code - kRound;
+    total += read<U>(&code);
   }
+  std::uint32_t sum = 0;
+  for (int lane = 0; lane < kLanes; ++lane) sum += total[lane];
   if (i < n) {
     float code[kLanes];
     store(code, rounded(load_part(x + i, n - i)));
     for (std::size_t j = 0; i + j < n; ++j) {
       codes[i + j] = low_byte(code[j]);
-      total[0] += code[j] - kRound;
+      sum += read<std::uint32_t>(code + j);
     }
   }
-  return sum(total);
+  return static_cast<std::int32_t>(sum - static_cast<std::uint32_t>(n) * kRoundBits);
 }
 
 void quantize_row(const Linear& call, std::size_t row, const QuantizedRows& out) noexcept {
   const std::size_t k = call.w.k, segment = call.w.segment(), segments = call.w.segments();
   std::int8_t* codes = out.codes + row * out.stride;
-  float* sums = out.sums + row * segments;
+  const int start = call.w.zeros ? 0 : -call.w.middle();
   const auto each_segment = [&](auto sum_of) {
-    for (std::size_t s = 0, i = 0; s < segments; ++s, i += segment) sums[s] = sum_of(i, std::min(segment, k - i));
+    for (std::size_t s = 0, i = 0; s < segments; ++s, i += segment) {
+      const std::int32_t sum = sum_of(i, std::min(segment, k - i));
+      out.sums[s * out.count + row] = static_cast<float>(sum);
+      out.starts[s * out.count + row] = start * sum;
+    }
   };
+  if (call.x != nullptr && row + 1 < call.m) fetch(call.x + row * k, k * sizeof(float), k * sizeof(float));  // the next
   float scale = call.x_scale;
   if (call.x_codes != nullptr) {
     const std::uint8_t* x = call.x_codes + row * k;
@@ -72,7 +91,7 @@ void quantize_row(const Linear& call, std::size_t row, const QuantizedRows& out)
         codes[j] = static_cast<std::int8_t>(x[j] ^ 0x80u);
         total += codes[j];
       }
-      return static_cast<float>(total);
+      return total;
     });
   } else if (scale > 0.0f) {
     const float* x = call.x + row * k;
@@ -94,7 +113,7 @@ void quantize_row(const Linear& call, std::size_t row, const QuantizedRows& out)
     scale = zero ? 0.0f : finite ? top / 127.0f : std::numeric_limits<float>::quiet_NaN();
     if (zero || !finite) {
       std::memset(codes, 0, k);
-      std::memset(sums, 0, segments * sizeof(float));
+      each_segment([](std::size_t, std::size_t) { return 0; });
     } else {
       const F inverse = splat(127.0f / top);
       each_segment([&](std::size_t i, std::size_t n) {
@@ -154,7 +173,7 @@ inline void each_quad(const std::uint8_t* chunk, const Use& use) noexcept {
   U read_[Columns];
   if constexpr (J < Bits) {
     TIGHTROPE_UNROLL
-    for (std::size_t t = 0; t < Columns; ++t) read_[t] = read<U>(chunk + J * kVector + t * kWidth);
+    for (std::size_t t = 0; t < Columns; ++t) read_[t] = Isa::kept(read<U>(chunk + J * kVector + t * kWidth));
     quads_of<Bits, Raw, Columns, J, 0>(read_, use);
     each_quad<Bits, Raw, Columns, J + 1>(chunk, use);
   } else if constexpr (whole_quads(Bits) + J - Bits < 8) {
@@ -171,7 +190,8 @@ inline void each_quad(const std::uint8_t* chunk, const Use& use) noexcept {
 struct Weight {
   const std::uint8_t* packed;
   std::size_t tile_bytes, segment_bytes, chunks, segments, step;  // step: chunks of a segment
-  std::size_t next_header;                                        // 0 where one group is the whole row
+  std::size_t header, next_header;                                // next_header: 0 where one group is the whole row
+  bool has_zeros;
   explicit Weight(const Linear& call) noexcept
       : packed(call.packed),
         tile_bytes(call.w.tile_bytes()),
@@ -179,26 +199,28 @@ struct Weight {
         chunks(call.w.chunks()),
         segments(call.w.segments()),
         step(call.w.segment() / kChunk),
-        next_header(call.w.group == 0 ? 0 : segment_bytes) {}
+        header(call.w.header()),
+        next_header(call.w.group == 0 ? 0 : segment_bytes),
+        has_zeros(call.w.zeros) {}
 
   const std::uint8_t* record(std::size_t column) const noexcept { return packed + column / kParts * tile_bytes; }
   F sums(std::size_t column) const noexcept {
     return load(reinterpret_cast<const float*>(record(column)) + column % kParts * kLanes);
   }
-  F scales(std::size_t column, std::size_t segment) const noexcept {
-    const std::uint8_t* header = record(column) + kSums + segment * next_header;
-    return load(reinterpret_cast<const float*>(header) + column % kParts * kLanes);
+  const std::uint8_t* scales(std::size_t column, std::size_t segment) const noexcept {
+    return record(column) + kSums + segment * next_header + column % kParts * kWidth;
   }
-  F zeros(std::size_t column, std::size_t segment) const noexcept {
-    return Isa::bytes_as_float(record(column) + kSums + segment * next_header + kScales + column % kParts * kLanes);
+  const std::uint8_t* zeros(std::size_t column, std::size_t segment) const noexcept {
+    return record(column) + kSums + segment * next_header + kScales + column % kParts * kLanes;
   }
   const std::uint8_t* codes(std::size_t column, std::size_t segment) const noexcept {
-    return record(column) + kSums + kHeader + segment * segment_bytes + column % kParts * kWidth;
+    return record(column) + kSums + header + segment * segment_bytes + column % kParts * kWidth;
   }
 };
 
 // total + scale * (dots - zero * sum of activations). The dots and the product are integers below 2^24, so all but the
-// last multiplication and addition is exact.
+// last multiplication and addition is exact. Without zeros the dots started at what is to be taken away.
+inline F rescaled(F total, I dots, F scale) noexcept { return Isa::fma(as_float(dots), scale, total); }
 inline F rescaled(F total, I dots, F scale, F zero, float sum) noexcept {
   return Isa::fma(Isa::fnma(zero, splat(sum), as_float(dots)), scale, total);
 }
@@ -211,7 +233,7 @@ inline F exp_negative(F v) noexcept {
   const F r = (v - i * 0.693359375f) + i * 2.12194440e-4f;
   F p = splat(1.0f / 720);
   for (const float c : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = p * r + c;
-  const U power = (read<U>(&shift) + (127u - 0x4b400000u)) << 23;
+  const U power = (read<U>(&shift) + (127u - kRoundBits)) << 23;
   return p * read<F>(&power);
 }
 
@@ -250,10 +272,12 @@ void finish_rows(const Linear& call, const Weight& weight, const QuantizedRows& 
   const std::size_t n = call.w.n, channel = column * kLanes;
   const bool centred = call.x_codes == nullptr && !(call.x_scale > 0.0f);
   const F offset = splat(centred ? 0.0f : static_cast<float>(call.x_zero - 128));
-  F bias[Columns] = {}, correction[Columns];
-  if (call.bias != nullptr)
-    std::memcpy(bias, call.bias + channel, std::min(n - channel, Columns * kLanes) * sizeof(float));
-  for (std::size_t c = 0; c < Columns; ++c) correction[c] = offset * weight.sums(column + c);
+  F bias[Columns], correction[Columns];
+  for (std::size_t c = 0; c < Columns; ++c) {
+    const std::size_t at = std::min(n, channel + c * kLanes), left = n - at;
+    bias[c] = call.bias == nullptr ? F{} : left >= kLanes ? load(call.bias + at) : load_part(call.bias + at, left);
+    correction[c] = offset * weight.sums(column + c);
+  }
   for (; row < row_end; ++row, totals += Columns) {
     const F scale = splat(rows.scales[row]);
     for (std::size_t c = 0; c < Columns && channel + c * kLanes < n; ++c)
@@ -276,7 +300,9 @@ inline void finish_rows(const Linear& call, const Args&... args) noexcept {
 
 // ---- few rows: codes go from memory through registers, once ----
 
-template <int Bits, std::size_t Rows, std::size_t Columns>
+constexpr std::size_t kAhead = 8192;  // bytes between what is fetched and what is used
+
+template <int Bits, std::size_t Rows, std::size_t Columns>  // columns of one tile
 void few_rows(const Linear& call, const Weight& weight, const QuantizedRows& rows, std::size_t row,
               std::size_t column) noexcept {
   // Codes left at different bits need sums of their own; where these are few, more hide the multiplication's latency.
@@ -284,32 +310,38 @@ void few_rows(const Linear& call, const Weight& weight, const QuantizedRows& row
   constexpr int places = raw ? 8 / Bits : 1;
   constexpr int copies = std::max(1, Isa::kSums / (static_cast<int>(Rows * Columns) * places));
   const std::int8_t* a = rows.codes + row * rows.stride;
+  const float* sums = rows.sums + row;
+  const std::int32_t* starts = rows.starts + row;
+  const std::uint8_t *scales = weight.scales(column, 0), *zeros = weight.zeros(column, 0);
+  const std::uint8_t* codes = weight.codes(column, 0);
   F totals[Rows][Columns] = {};
-  for (std::size_t s = 0, c = 0; c < weight.chunks; ++s) {
+  for (std::size_t c = 0; c < weight.chunks;) {
     I dots[Rows][Columns][places][copies];
     TIGHTROPE_UNROLL
     for (std::size_t r = 0; r < Rows; ++r)
       TIGHTROPE_UNROLL
       for (std::size_t t = 0; t < Columns; ++t)
         TIGHTROPE_UNROLL
-        for (int i = 0; i < places * copies; ++i) dots[r][t][i / copies][i % copies] = I{};
-    const std::uint8_t* chunk = weight.codes(column, s);
+        for (int i = 0; i < places * copies; ++i) dots[r][t][i / copies][i % copies] = I{} + (i == 0 ? starts[r] : 0);
+    const std::uint8_t* chunk = codes;
     for (const std::size_t end = std::min(c + weight.step, weight.chunks); c < end;
-         ++c, chunk += kVector * Bits, a += kChunk)
-      each_quad<Bits, raw, Columns>(chunk, [&](auto j, const U(&codes)[Columns]) {
+         ++c, chunk += kVector * Bits, a += kChunk) {
+      fetch(chunk, kAhead, Bits * Columns * kWidth);
+      each_quad<Bits, raw, Columns>(chunk, [&](auto j, const U(&quad)[Columns]) {
         TIGHTROPE_UNROLL
         for (std::size_t r = 0; r < Rows; ++r) {
           const I x = quad_of(a + r * rows.stride + 4 * j);
           TIGHTROPE_UNROLL
           for (std::size_t t = 0; t < Columns; ++t) {
             I& sum = dots[r][t][raw ? place_of<Bits>(j) : 0][j % copies];
-            sum = Isa::template dot<Bits>(sum, codes[t], x);
+            sum = Isa::template dot<Bits>(sum, quad[t], x);
           }
         }
       });
+    }
     TIGHTROPE_UNROLL
     for (std::size_t t = 0; t < Columns; ++t) {
-      const F scale = weight.scales(column + t, s), zero = weight.zeros(column + t, s);
+      const F scale = read<F>(scales + t * kWidth);
       TIGHTROPE_UNROLL
       for (std::size_t r = 0; r < Rows; ++r) {
         I sum{};
@@ -320,9 +352,14 @@ void few_rows(const Linear& call, const Weight& weight, const QuantizedRows& row
           for (int i = 0; i < copies; ++i) place += dots[r][t][p][i];
           sum += place >> (Bits * p);
         }
-        totals[r][t] = rescaled(totals[r][t], sum, scale, zero, rows.sums[(row + r) * weight.segments + s]);
+        if (weight.has_zeros)
+          totals[r][t] = rescaled(totals[r][t], sum, scale, Isa::bytes_as_float(zeros + t * kLanes), sums[r]);
+        else
+          totals[r][t] = rescaled(totals[r][t], sum, scale);
       }
     }
+    sums += rows.count, starts += rows.count;
+    scales += weight.next_header, zeros += weight.next_header, codes += weight.segment_bytes;
   }
   finish_rows<Columns>(call, weight, rows, row, row + Rows, column, totals[0]);
 }
@@ -331,41 +368,50 @@ void few_rows(const Linear& call, const Weight& weight, const QuantizedRows& row
 
 constexpr std::size_t kDepth = 256;  // inputs unpacked at a time, at most: 16 KiB for 64 channels
 
-// Unpacks chunks [c, end) of `Columns` columns, from the start of a segment on; a quad is then as many registers.
+// Unpacks chunks [c, end) of `Columns` columns, from the start of segment `s` on; a quad is then as many registers.
+// What lies `ahead` bytes on is to be unpacked next.
 template <int Bits, std::size_t Columns>
-void unpack_chunks(const Weight& weight, std::size_t column, std::size_t c, std::size_t end,
-                   std::uint8_t* out) noexcept {
-  for (std::size_t s = c / weight.step; c < end; ++s) {
+void unpack_chunks(const Weight& weight, std::size_t column, std::size_t s, std::size_t c, std::size_t end,
+                   std::size_t ahead, std::uint8_t* out) noexcept {
+  for (; c < end; ++s) {
     const std::size_t count = std::min(weight.step, end - c);
     for (std::size_t t = 0; t < Columns; ++t) {
       const std::uint8_t* chunk = weight.codes(column + t, s);
       std::uint8_t* to = out + t * kWidth;
-      for (std::size_t i = 0; i < count; ++i, chunk += kVector * Bits, to += 8 * Columns * kWidth)
+      for (std::size_t i = 0; i < count; ++i, chunk += kVector * Bits, to += 8 * Columns * kWidth) {
         each_quad<Bits, false, 1>(chunk, [&](auto j, const U(&codes)[1]) {
           std::memcpy(to + j * Columns * kWidth, codes, sizeof codes);
         });
+        if (t % kParts == 0) fetch(chunk, ahead, kVector * Bits);
+      }
     }
     c += count;
     out += count * 8 * Columns * kWidth;
   }
 }
 
-// Adds inputs [32 * chunk, 32 * chunk_end) to Rows x Columns outputs. `codes` are those inputs unpacked; `totals` has
-// rows of Columns registers.
+// Adds inputs [32 * chunk, 32 * chunk_end), which start with segment `s`, to Rows x Columns outputs. `codes` are those
+// inputs unpacked; `totals` has rows of Columns registers.
 template <int Bits, std::size_t Rows, std::size_t Columns>
 void block(const Weight& weight, const QuantizedRows& rows, std::size_t row, std::size_t column,
-           const std::uint8_t* codes, std::size_t chunk, std::size_t chunk_end, F* totals) noexcept {
-  const std::size_t step = weight.step, stride = rows.stride;
+           const std::uint8_t* codes, std::size_t s, std::size_t chunk, std::size_t chunk_end, F* totals) noexcept {
+  const std::size_t step = weight.step, stride = rows.stride, next_sums = rows.count, next_header = weight.next_header;
+  const bool has_zeros = weight.has_zeros;
   const std::int8_t* a = rows.codes + row * stride + chunk * kChunk;
-  std::size_t s = chunk / step;
-  const float* sums = rows.sums + row * weight.segments + s;
-  for (; chunk < chunk_end; chunk += step, ++s, ++sums) {
+  const float* sums = rows.sums + s * next_sums + row;
+  const std::int32_t* starts = rows.starts + s * next_sums + row;
+  const std::uint8_t *scales[Columns], *zeros[Columns];  // not read from `weight` anew whenever a total is written
+  for (std::size_t c = 0; c < Columns; ++c) {
+    scales[c] = weight.scales(column + c, s);
+    zeros[c] = weight.zeros(column + c, s);
+  }
+  for (; chunk < chunk_end; chunk += step, sums += next_sums, starts += next_sums) {
     asm volatile("" ::: "memory");  // left alone, GCC keeps all totals in registers from here to the end, and spills
     I dots[Rows][Columns];
     TIGHTROPE_UNROLL
     for (std::size_t r = 0; r < Rows; ++r)
       TIGHTROPE_UNROLL
-      for (std::size_t c = 0; c < Columns; ++c) dots[r][c] = I{};
+      for (std::size_t c = 0; c < Columns; ++c) dots[r][c] = I{} + starts[r];
     const std::size_t quads = 8 * std::min(step, chunk_end - chunk);
     for (const std::uint8_t* const end = codes + kWidth * Columns * quads; codes != end;) {
       typename Isa::template Short<Bits> shorts[Rows][Columns];
@@ -386,15 +432,25 @@ void block(const Weight& weight, const QuantizedRows& rows, std::size_t row, std
         TIGHTROPE_UNROLL
         for (std::size_t c = 0; c < Columns; ++c) shorts[r][c].flush(dots[r][c]);
     }
-    TIGHTROPE_UNROLL
-    for (std::size_t c = 0; c < Columns; ++c) {
-      const F scale = weight.scales(column + c, s), zero = weight.zeros(column + c, s);
+    if (has_zeros) {
       TIGHTROPE_UNROLL
-      for (std::size_t r = 0; r < Rows; ++r) {
-        F& total = totals[r * Columns + c];
-        total = rescaled(total, dots[r][c], scale, zero, sums[r * weight.segments]);
+      for (std::size_t c = 0; c < Columns; ++c) {
+        asm volatile("" ::: "memory");  // left alone, GCC reads all totals before it branches, and spills them
+        const F scale = read<F>(scales[c]), zero = Isa::bytes_as_float(zeros[c]);
+        TIGHTROPE_UNROLL
+        for (std::size_t r = 0; r < Rows; ++r)
+          totals[r * Columns + c] = rescaled(totals[r * Columns + c], dots[r][c], scale, zero, sums[r]);
+      }
+    } else {
+      TIGHTROPE_UNROLL
+      for (std::size_t c = 0; c < Columns; ++c) {
+        const F scale = read<F>(scales[c]);
+        TIGHTROPE_UNROLL
+        for (std::size_t r = 0; r < Rows; ++r)
+          totals[r * Columns + c] = rescaled(totals[r * Columns + c], dots[r][c], scale);
       }
     }
+    for (std::size_t c = 0; c < Columns; ++c) scales[c] += next_header, zeros[c] += next_header;
   }
 }
 
@@ -428,34 +484,43 @@ void many_rows(const Linear& call, const Weight& weight, const QuantizedRows& ro
   alignas(64) std::uint8_t codes[kDepth * kLanes * Columns];
   alignas(64) F totals[kRowBlock * Columns];
   std::memset(totals, 0, (row1 - row0) * Columns * sizeof(F));
-  const std::size_t chunks = weight.chunks, depth = kDepth / kChunk / weight.step * weight.step;
-  for (std::size_t c = 0; c < chunks; c += depth) {
+  const std::size_t chunks = weight.chunks, deep = kDepth / kChunk / weight.step, depth = deep * weight.step;
+  constexpr std::size_t strip = std::max<std::size_t>(1, Columns / kParts);  // tiles
+  for (std::size_t c = 0, s = 0; c < chunks; c += depth, s += deep) {
     const std::size_t end = std::min(c + depth, chunks);
-    unpack_chunks<Bits, Columns>(weight, column, c, end, codes);
+    const std::size_t ahead =
+        end < chunks ? deep * weight.segment_bytes : strip * weight.tile_bytes - s * weight.segment_bytes;
+    unpack_chunks<Bits, Columns>(weight, column, s, c, end, ahead, codes);
     for (std::size_t r = row0; r < row1;) {
       const std::size_t left = row1 - r, pieces = (left + Isa::kRows - 1) / Isa::kRows,
                         height = (left + pieces - 1) / pieces;
-      block_of<Isa::code_class(Bits), Columns>(height, weight, rows, r, column, codes, c, end,
-                                               totals + (r - row0) * Columns);
+      if (end == chunks && call.y != nullptr)
+        for (std::size_t i = r; i < r + height; ++i)
+          fetch<true>(call.y, (i * call.w.n + column * kLanes) * sizeof(float), Columns * kWidth);
+      F* const at = totals + (r - row0) * Columns;
+      block_of<Isa::code_class(Bits), Columns>(height, weight, rows, r, column, codes, s, c, end, at);
+      if (end == chunks) finish_rows<Columns>(call, weight, rows, r, r + height, column, at);
       r += height;
     }
   }
-  finish_rows<Columns>(call, weight, rows, row0, row1, column, totals);
 }
 
 template <int Bits, std::size_t Columns>
 void linear_columns(const Linear& call, const Weight& weight, const QuantizedRows& rows, std::size_t row0,
                     std::size_t row1, std::size_t column) noexcept {
-  switch (row1 - row0) {
-    case 1:
-      return few_rows<Bits, 1, Columns>(call, weight, rows, row0, column);
-    case 2:
-      return few_rows<Bits, 2, Columns>(call, weight, rows, row0, column);
-    case 3:
-      return few_rows<Bits, 3, Columns>(call, weight, rows, row0, column);
-    default:
-      return many_rows<Bits, Columns>(call, weight, rows, row0, row1, column);
+  if constexpr (Columns <= 2) {
+    switch (row1 - row0) {
+      case 1:
+        return few_rows<Bits, 1, Columns>(call, weight, rows, row0, column);
+      case 2:
+        return few_rows<Bits, 2, Columns>(call, weight, rows, row0, column);
+      case 3:
+        return few_rows<Bits, 3, Columns>(call, weight, rows, row0, column);
+      default:
+        break;
+    }
   }
+  return many_rows<Bits, Columns>(call, weight, rows, row0, row1, column);
 }
 
 template <int Bits>

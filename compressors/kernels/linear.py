@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from tightrope.compressors import _kernels
@@ -19,13 +20,17 @@ def groups_of(k: int, group: int) -> int:
     return -(-k // group) if group else 1
 
 
-def pack(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bits: int, group: int) -> torch.Tensor:
+def _array(tensor: torch.Tensor) -> NDArray[Any]:
+    return tensor.detach().cpu().contiguous().numpy()
+
+
+def pack(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, bits: int, group: int) -> torch.Tensor:
     """Lay a quantised weight out for the kernel.
 
     Args:
         codes: `n x k` uint8, in `[0, 2**bits)`; the weight is `scale * (code - zero)`.
         scales: `n x groups` float32.
-        zeros: `n x groups` uint8.
+        zeros: `n x groups` uint8; None where each is the middle code, `2**(bits-1)`: then they take no room.
         bits: 2 to 8.
         group: inputs a group: a multiple of 32 up to 256, or 0 for the whole row.
     Returns:
@@ -35,9 +40,9 @@ def pack(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bits: i
     n, k = codes.shape
     if codes.dtype is not torch.uint8 or int(codes.max()) >> bits:
         raise ValueError(f"codes must be uint8 in [0, {2**bits}), got {codes.dtype} up to {int(codes.max())}")
-    packed = torch.empty(_kernels.linear_bytes(n, k, bits, group), dtype=torch.uint8)
-    arrays = [t.detach().cpu().contiguous().numpy() for t in (codes, scales, zeros)]
-    _kernels.pack_linear(arrays[0], arrays[1], arrays[2], bits, group, packed.numpy())
+    packed = torch.empty(_kernels.linear_bytes(n, k, bits, group, zeros is not None), dtype=torch.uint8)
+    zeros_ = None if zeros is None else _array(zeros)
+    _kernels.pack_linear(_array(codes), _array(scales), zeros_, bits, group, packed.numpy())
     return packed
 
 
@@ -46,8 +51,7 @@ def unpack(packed: torch.Tensor, n: int, k: int, bits: int, group: int) -> tuple
     codes = torch.empty(n, k, dtype=torch.uint8)
     scales = torch.empty(n, groups_of(k, group))
     zeros = torch.empty(n, groups_of(k, group), dtype=torch.uint8)
-    source = packed.detach().cpu().contiguous().numpy()
-    _kernels.unpack_linear(source, bits, group, codes.numpy(), scales.numpy(), zeros.numpy())
+    _kernels.unpack_linear(_array(packed), bits, group, codes.numpy(), scales.numpy(), zeros.numpy())
     return codes, scales, zeros
 
 
@@ -94,7 +98,7 @@ class QuantLinear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.bits, self.group, self.symmetric, self.activation = bits, group, symmetric, activation
         self.x_scale, self.x_zero, self.y_scale, self.y_zero = x_scale, x_zero, y_scale, y_zero
-        size = _kernels.linear_bytes(out_features, in_features, bits, group)
+        size = _kernels.linear_bytes(out_features, in_features, bits, group, not symmetric)
         self.register_buffer("packed", torch.zeros(size, dtype=torch.uint8), persistent=False)
         self.register_buffer("bias", torch.zeros(out_features) if bias else None)
 
@@ -171,9 +175,7 @@ class QuantLinear(nn.Module):
         shape = (self.out_features, groups_of(self.in_features, self.group))
         if scales.dtype is not torch.float32 or scales.shape != shape or not bool(torch.isfinite(scales).all()):
             raise ValueError(f"scales must be finite float32 {list(shape)}, got {scales.dtype} {list(scales.shape)}")
-        if zeros is None:
-            zeros = torch.full(shape, 2 ** (self.bits - 1), dtype=torch.uint8)
-        if zeros.dtype is not torch.uint8 or zeros.shape != shape:
+        if zeros is not None and (zeros.dtype is not torch.uint8 or zeros.shape != shape):
             raise ValueError(f"zeros must be uint8 {list(shape)}, got {zeros.dtype} {list(zeros.shape)}")
         self.packed = pack(codes, scales, zeros, self.bits, self.group)
 

@@ -1,9 +1,11 @@
 // The Python face of the kernels: checks sizes, releases the GIL, calls. tightrope.compressors.kernels explains.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
 #include <cmath>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -98,24 +100,23 @@ int histogram_ratio(Array<const std::int64_t, Flat> counts, double low, double h
 }
 
 void pack_linear(Array<const std::uint8_t, Matrix> codes, Array<const float, Matrix> scales,
-                 Array<const std::uint8_t, Matrix> zeros, int bits, std::int64_t group,
+                 std::optional<Array<const std::uint8_t, Matrix>> zeros, int bits, std::int64_t group,
                  Array<std::uint8_t, Flat> packed) {
-  const Layout w =
-      checked_layout(static_cast<std::int64_t>(codes.shape(0)), static_cast<std::int64_t>(codes.shape(1)), bits, group);
+  const Layout w = checked_layout(static_cast<std::int64_t>(codes.shape(0)), static_cast<std::int64_t>(codes.shape(1)),
+                                  bits, group, zeros.has_value());
   require(scales.shape(0) == w.n && scales.shape(1) == w.groups(), "scales must be [n, groups]");
-  require(zeros.shape(0) == w.n && zeros.shape(1) == w.groups(), "zeros must be [n, groups]");
-  require(packed.size() == w.bytes(), "packed must hold linear_bytes(n, k, bits, group) bytes");
+  require(!zeros || (zeros->shape(0) == w.n && zeros->shape(1) == w.groups()), "zeros must be [n, groups]");
+  require(packed.size() == w.bytes(), "packed must hold linear_bytes(n, k, bits, group, zeros) bytes");
   nb::gil_scoped_release release;
-  pack_tiles(w, codes.data(), scales.data(), zeros.data(), packed.data());
+  pack_tiles(w, codes.data(), scales.data(), zeros ? zeros->data() : nullptr, packed.data());
 }
 
 void unpack_linear(Array<const std::uint8_t, Flat> packed, int bits, std::int64_t group,
                    Array<std::uint8_t, Matrix> codes, Array<float, Matrix> scales, Array<std::uint8_t, Matrix> zeros) {
-  const Layout w =
-      checked_layout(static_cast<std::int64_t>(codes.shape(0)), static_cast<std::int64_t>(codes.shape(1)), bits, group);
+  const Layout w = packed_layout(static_cast<std::int64_t>(codes.shape(0)), static_cast<std::int64_t>(codes.shape(1)),
+                                 bits, group, packed.size());
   require(scales.shape(0) == w.n && scales.shape(1) == w.groups(), "scales must be [n, groups]");
   require(zeros.shape(0) == w.n && zeros.shape(1) == w.groups(), "zeros must be [n, groups]");
-  require(packed.size() == w.bytes(), "packed must hold linear_bytes(n, k, bits, group) bytes");
   nb::gil_scoped_release release;
   unpack_tiles(w, packed.data(), codes.data(), scales.data(), zeros.data());
 }
@@ -126,7 +127,7 @@ void run_linear(std::uintptr_t x, bool x_is_codes, double x_scale, std::int64_t 
                 bool y_is_codes, double y_scale, std::int64_t y_zero, std::size_t m, std::int64_t n, std::int64_t k,
                 std::int64_t bits, std::int64_t group, int threads, const std::string& isa) {
   Linear call{};
-  call.w = checked_layout(n, k, bits, group);
+  call.w = packed_layout(n, k, bits, group, packed_size);
   call.packed = reinterpret_cast<const std::uint8_t*>(packed);
   call.bias = reinterpret_cast<const float*>(bias);
   call.m = m;
@@ -138,7 +139,7 @@ void run_linear(std::uintptr_t x, bool x_is_codes, double x_scale, std::int64_t 
     call.y_codes = reinterpret_cast<std::uint8_t*>(y);
   else
     call.y = reinterpret_cast<float*>(y);
-  set_checked(call, packed_size, activation, x_scale, x_zero, x_is_codes, y_scale, y_zero, y_is_codes);
+  set_checked(call, activation, x_scale, x_zero, x_is_codes, y_scale, y_zero, y_is_codes);
   const Kernels& k_ = table(isa);
   nb::gil_scoped_release release;
   linear(k_, call, threads);
@@ -169,12 +170,12 @@ NB_MODULE(_kernels, m) {
         nb::arg("entropy"), nb::arg("bits"), nb::arg("ratios"));
   m.def(
       "linear_bytes",
-      [](std::int64_t n, std::int64_t k, std::int64_t bits, std::int64_t group) {
-        return checked_layout(n, k, bits, group).bytes();
+      [](std::int64_t n, std::int64_t k, std::int64_t bits, std::int64_t group, bool zeros) {
+        return checked_layout(n, k, bits, group, zeros).bytes();
       },
-      nb::arg("n"), nb::arg("k"), nb::arg("bits"), nb::arg("group"));
+      nb::arg("n"), nb::arg("k"), nb::arg("bits"), nb::arg("group"), nb::arg("zeros"));
   m.def("pack_linear", pack_linear, nb::arg("codes").noconvert(), nb::arg("scales").noconvert(),
-        nb::arg("zeros").noconvert(), nb::arg("bits"), nb::arg("group"), nb::arg("packed").noconvert());
+        nb::arg("zeros").noconvert().none(), nb::arg("bits"), nb::arg("group"), nb::arg("packed").noconvert());
   m.def("unpack_linear", unpack_linear, nb::arg("packed").noconvert(), nb::arg("bits"), nb::arg("group"),
         nb::arg("codes").noconvert(), nb::arg("scales").noconvert(), nb::arg("zeros").noconvert());
   m.def("linear", run_linear);

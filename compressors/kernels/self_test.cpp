@@ -80,14 +80,16 @@ void test_linear(const Kernels& isa) {
   constexpr std::size_t groups[] = {0, 32, 64, 128, 256};
   for (int round = 0; round < 300; ++round) {
     const int bits = 2 + below(7);
-    const Layout w{size_below(70), size_below(200), bits, groups[below(5)]};
+    const Layout w{size_below(70), size_below(200), bits, groups[below(5)], below(2) == 0};
     const std::size_t m = round % 10 == 0 ? 120 + size_below(20) : size_below(9);
     const std::size_t count = w.groups(), group = w.group == 0 ? w.k : w.group;
-    const auto codes = codes_of(w.n * w.k, bits), zeros = codes_of(w.n * count, bits), x = codes_of(m * w.k, 8);
+    const auto codes = codes_of(w.n * w.k, bits), x = codes_of(m * w.k, 8);
+    const auto middles = std::vector<std::uint8_t>(w.n * count, static_cast<std::uint8_t>(w.middle()));
+    const auto zeros = w.zeros ? codes_of(w.n * count, bits) : middles;
     const std::vector<float> scales(w.n * count, 1.0f), bias(w.n, 3.0f);
     const std::unique_ptr<std::uint8_t, void (*)(void*)> packed(
         static_cast<std::uint8_t*>(std::aligned_alloc(64, w.bytes())), std::free);
-    pack_tiles(w, codes.data(), scales.data(), zeros.data(), packed.get());
+    pack_tiles(w, codes.data(), scales.data(), w.zeros ? zeros.data() : nullptr, packed.get());
     auto back = codes;
     auto scales_back = scales;
     auto zeros_back = zeros;

@@ -9,7 +9,7 @@ namespace {
 // tile's record.
 template <typename Use>
 void each_piece(const Layout& w, std::size_t n, std::size_t k, Use use) {
-  const std::size_t chunk = kSums + kHeader + k / w.segment() * w.segment_bytes() +
+  const std::size_t chunk = kSums + w.header() + k / w.segment() * w.segment_bytes() +
                             k % w.segment() / kChunk * w.chunk_bytes() + n % kTile * 4 + k % 4;
   for (int low = 0; low < w.bits;) {
     const Piece piece = piece_of(w.bits, static_cast<int>(k % kChunk / 4), low);
@@ -37,9 +37,9 @@ void pack_tiles(const Layout& w, const std::uint8_t* codes, const float* scales,
     double total = 0.0;
     for (std::size_t g = 0; g < groups; ++g) {
       const float scale = scales[n * groups + g];
-      const std::uint8_t zero = zeros[n * groups + g];
+      const std::uint8_t zero = w.zeros ? zeros[n * groups + g] : static_cast<std::uint8_t>(w.middle());
       std::memcpy(record + scale_offset(w, n, g), &scale, sizeof scale);
-      record[zero_offset(w, n, g)] = zero;
+      if (w.zeros) record[zero_offset(w, n, g)] = zero;
       std::int64_t sum = 0;
       for (std::size_t k = g * group; k < (g + 1) * group && k < w.k; ++k) {
         const unsigned code = codes[n * w.k + k];
@@ -62,7 +62,7 @@ void unpack_tiles(const Layout& w, const std::uint8_t* packed, std::uint8_t* cod
     const std::uint8_t* record = packed + n / kTile * w.tile_bytes();
     for (std::size_t g = 0; g < groups; ++g) {
       std::memcpy(scales + n * groups + g, record + scale_offset(w, n, g), sizeof(float));
-      zeros[n * groups + g] = record[zero_offset(w, n, g)];
+      zeros[n * groups + g] = w.zeros ? record[zero_offset(w, n, g)] : static_cast<std::uint8_t>(w.middle());
     }
     for (std::size_t k = 0; k < w.k; ++k) {
       unsigned code = 0;

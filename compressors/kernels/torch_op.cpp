@@ -100,7 +100,7 @@ void quant_linear(Value* stack, std::uint64_t, std::uint64_t) {
   for (std::size_t d = dims; d-- > 0; size *= shape[d]) strides[d] = size;
 
   Linear call{};
-  call.w = checked_layout(n, k, bits, group);
+  call.w = packed_layout(n, k, bits, group, static_cast<std::size_t>(packed.ask(torch.numel)));
   call.packed = packed.data<std::uint8_t>();
   call.bias = bias.handle == nullptr ? nullptr : bias.data<float>();
   call.m = static_cast<std::size_t>(x.ask(torch.numel) / k);
@@ -108,8 +108,7 @@ void quant_linear(Value* stack, std::uint64_t, std::uint64_t) {
     call.x_codes = x.data<std::uint8_t>();
   else
     call.x = x.data<float>();
-  set_checked(call, static_cast<std::size_t>(packed.ask(torch.numel)), activation, x_scale, x_zero, codes, y_scale,
-              y_zero, out_codes);
+  set_checked(call, activation, x_scale, x_zero, codes, y_scale, y_zero, out_codes);
 
   Tensor y;
   const std::int32_t dtype = out_codes ? torch.uint8 : torch.float32;

@@ -76,10 +76,11 @@ def real(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, group: 
     group=st.sampled_from(GROUPS),
     x_zero=st.integers(0, 255),
     extreme=st.booleans(),
+    symmetric=st.booleans(),
     seed=st.integers(0, 2**31),
 )
 def test_integer_parts_equal_int64_bit_for_bit(
-    isa: str, m: int, n: int, k: int, bits: int, group: int, x_zero: int, extreme: bool, seed: int
+    isa: str, m: int, n: int, k: int, bits: int, group: int, x_zero: int, extreme: bool, symmetric: bool, seed: int
 ) -> None:
     """With scales of one all that is summed is an integer below 2^24, so float32 shows it exactly."""
     rng = np.random.default_rng(seed)
@@ -90,7 +91,9 @@ def test_integer_parts_equal_int64_bit_for_bit(
         codes = torch.where(codes < 2 ** (bits - 1), 0, 2**bits - 1).to(torch.uint8)
         zeros = torch.where(zeros < 2 ** (bits - 1), 0, 2**bits - 1).to(torch.uint8)
         x = np.where(x < 128, 0, 255).astype(np.uint8)
-    packed = pack(codes, scales, zeros, bits, group)
+    packed = pack(codes, scales, None if symmetric else zeros, bits, group)
+    if symmetric:
+        zeros = torch.full_like(zeros, 2 ** (bits - 1))
     exact = real(codes, scales, zeros, group).astype(np.int64)
     static = run(x, packed, n, bits, group, isa=isa, x_scale=1.0, x_zero=x_zero)
     np.testing.assert_array_equal(static.astype(np.int64), (x.astype(np.int64) - x_zero) @ exact.T)
@@ -127,6 +130,19 @@ def test_it_equals_the_fake_quantised_reference(isa: str, bits: int, m: int, n: 
     out = run(x, packed, n, bits, group, isa=isa, bias=bias, x_scale=scale, x_zero=zero, y_scale=2.0, y_zero=9)
     ideal = expected / 2 + 9
     assert (np.abs(out - np.clip(ideal, 0, 255)) <= 0.5 + tolerance).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(("m", "group"), [(1, 128), (2, 0), (9, 64)])
+def test_a_symmetric_weight_is_one_whose_zero_points_are_all_the_middle_code(isa: str, bits: int, m: int, group: int) -> None:
+    codes, scales, zeros = weight(50, 300, bits, group, bits)
+    middle = torch.full_like(zeros, 2 ** (bits - 1))
+    x = np.random.default_rng(bits).normal(size=(m, 300)).astype(np.float32)
+    with_zeros, without = (pack(codes, scales, zeros_, bits, group) for zeros_ in (middle, None))
+    assert with_zeros.numel() - without.numel() == 2 * 64 * groups_of(300, group)
+    np.testing.assert_array_equal(*(run(x, packed, 50, bits, group, isa=isa) for packed in (with_zeros, without)))
+    assert torch.equal(unpack(without, 50, 300, bits, group)[2], middle)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -185,8 +201,9 @@ def test_packing_round_trips(n: int, k: int, bits: int, group: int, seed: int) -
 def test_packed_weights_take_exactly_their_bits() -> None:
     """Where no padding is needed: bits / 8 a weight, and for 32 channels their sums, scales and zero points in lines of 64."""
     for bits in BITS:
-        codes_bytes = _kernels.linear_bytes(64, 256, bits, 64) - 2 * (4 * 32 + 4 * (4 * 32 + 64))
-        assert codes_bytes == 64 * 256 * bits // 8
+        for zeros, line in ((False, 0), (True, 64)):
+            codes_bytes = _kernels.linear_bytes(64, 256, bits, 64, zeros) - 2 * (4 * 32 + 4 * (4 * 32 + line))
+            assert codes_bytes == 64 * 256 * bits // 8
 
 
 def layer(bits: int = 4, *, group: int = 0, symmetric: bool = True, n: int = 21, k: int = 77) -> QuantLinear:
@@ -297,10 +314,13 @@ def test_threads_change_nothing() -> None:
     [
         ({"x": torch.zeros(2, 77, dtype=torch.float64)}, "x must be float32 or uint8"),
         ({"x": torch.zeros(77, 2).t()}, "x must be contiguous"),
-        ({"x": torch.zeros(2, 76 + 64)}, "packed must hold exactly the [0-9]+ bytes of this weight, got"),
+        ({"x": torch.zeros(2, 76 + 64)}, "packed must hold exactly the [0-9]+ bytes .* or [0-9]+ with zero points, got"),
         ({"x": torch.zeros(2, 77, dtype=torch.uint8)}, "x_scale must be given where x is uint8"),
         ({"packed": torch.zeros(10, dtype=torch.int8)}, "packed must be contiguous uint8"),
-        ({"packed": torch.zeros(10, dtype=torch.uint8)}, "packed must hold exactly the [0-9]+ bytes of this weight, got"),
+        (
+            {"packed": torch.zeros(10, dtype=torch.uint8)},
+            "packed must hold exactly the [0-9]+ bytes .* or [0-9]+ with zero points, got",
+        ),
         ({"bias": torch.zeros(20)}, "bias must be contiguous float32 of n = 21 elements"),
         ({"bits": 9}, r"bits must lie in \[2, 8\]"),
         ({"group": 48}, "group must be 0"),
