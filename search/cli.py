@@ -296,10 +296,14 @@ def check_device(name: str, verbose: Verbose = False) -> None:
         for report in reports(name):
             _report(name, report)
     elif kind == "measured":
+        from tightrope.estimators.measured.base import left_out
+        from tightrope.estimators.measured.imported import mape
         from tightrope.estimators.measured.sampling import floor
 
-        found = floor()
-        console.print(f"{name}: noise floor of this machine {100 * found:.1f} %; below 3 % is good", highlight=False)
+        lines = [f"{name}: noise floor of this machine {100 * floor():.1f} %; below 3 % is good"]
+        for what, errors in left_out(name):
+            lines.append(f"  table of {what}: {len(errors)} nets, each left out of the fit: mean error {mape(errors):.1f} %")
+        console.print("\n".join(lines), highlight=False)
     else:
         device: Any = registry.make(name)
         console.print("\n".join([f"{name}:", *(f"  - {note}" for note in device.notes)]), highlight=False)

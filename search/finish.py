@@ -16,7 +16,7 @@ from tightrope.search.edge import ROUNDS, timed
 from tightrope.search.evaluate import score_module
 from tightrope.search.journal import Control, Final
 from tightrope.search.pareto import ties
-from tightrope.search.study import Study
+from tightrope.search.study import Study, allowed
 from tightrope.search.trial import Trial
 from tightrope.spaces.budget import Budget, Limits
 from tightrope.spaces.cost import Cost, Score
@@ -282,9 +282,8 @@ def _in_time(trials: list[Trial], study: Study, setting: "Setting", count: int, 
 
 
 def _allowed(study: Study) -> Limits:
-    """The budget as it was given; the search may have been held to less (`search/edge.py`)."""
-    header, device = study.header, study.problem.device
-    return Budget.parse(header.budget).resolve(header.dense_cost, device.metrics, device.name)
+    """What may be used in the end; the search may have been held to less latency (`search/edge.py`)."""
+    return allowed(Budget.parse(study.header.budget), study.problem.device, study.header.dense_cost)
 
 
 def _label(row: Row) -> str:

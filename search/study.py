@@ -91,7 +91,7 @@ class Study(Results):
                     raise RunError(f"{folder} already holds a search; resume it or choose another folder")
             whole = space.dense
             cost = device.estimate_many(space.network, [whole])[0]
-            limits = budget.resolve(cost, device.metrics, device.name).within(_room(device, cost))
+            limits = allowed(budget, device, cost)
             problem = Problem(space, device, limits, Score(0.0, 0.0, 0), budget.floor, seed, trials)
             problem.check()
             if hold is not None:
@@ -277,10 +277,15 @@ class _Queue:
         return study._kept[number]
 
 
-def _room(device: Device, dense: Cost) -> Limits:
-    """What a policy may cost to run on the device at all (flash, RAM), where the dense model comes near it or is beyond."""
+def allowed(budget: Budget, device: Device, dense: Cost) -> Limits:
+    """What a policy may cost: the budget, and what the device has room for (flash, RAM) where the dense model comes near it.
+
+    Raises:
+        BudgetError: the device cannot cost the budget.
+    """
     own: Limits = getattr(device, "limits", Limits())
-    return Limits(tuple((metric, most) for metric, most in own.top if (dense.metric(metric) or 0.0) > most / 2))
+    room = Limits(tuple((metric, most) for metric, most in own.top if (dense.metric(metric) or 0.0) > most / 2))
+    return budget.resolve(dense, device.metrics, device.name).within(room)
 
 
 def _score_dense(executor: Executor, policy: Policy) -> Scored:

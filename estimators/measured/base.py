@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import logging
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,12 +20,14 @@ from tightrope.estimators.measured.clock import Float
 from tightrope.estimators.measured.fitted import Fitted, Progress, Runtime
 from tightrope.estimators.measured.weights import Weights
 from tightrope.spaces.cost import Cost, UnitCost
-from tightrope.spaces.errors import DeviceError
+from tightrope.spaces.errors import DeviceError, FormatError
+from tightrope.spaces.fields import parse
 from tightrope.spaces.network import Layer, Network
 from tightrope.spaces.policy import Policy
 from tightrope.spaces.space import Space
 
 MOST = 4096  # policies at once
+log = logging.getLogger(__name__)
 
 
 class Measured:
@@ -117,11 +120,10 @@ class Measured:
         """What a policy costs, with the share of each node."""
         policy.check(network)
         cost, fitted = self.estimate_many(network, [policy])[0], self.known(network).fitted
-        scale, each = fitted.weights.tolist()
-        units = []
-        for index, ((key, layer), time) in enumerate(zip(fitted.lowered(policy), fitted.times(policy), strict=True)):
+        units, each = [], float(fitted.weights[3])
+        for index, ((key, layer), time) in enumerate(zip(fitted.lowered(policy), fitted.shares(policy), strict=True)):
             kind = key[0].partition("{")[0]
-            units.append(UnitCost(f"{kind}_{index}", layer, kind, scale * time + each, overhead_ms=each))
+            units.append(UnitCost(f"{kind}_{index}", layer, kind, time, overhead_ms=each))
         return replace(cost, units=tuple(units))
 
     def estimate_many(self, network: Network, policies: Sequence[Policy]) -> list[Cost]:
@@ -167,6 +169,21 @@ class Known:
     weights: Weights
     encode: Encoder
     where: str
+
+
+def left_out(name: str) -> Iterator[tuple[str, list[float]]]:
+    """What each table of a measured device is for, and its relative errors on the nets that it was fitted to, each left out."""
+    for path in sorted((cache_folder() / name).glob("*.jsonl")):
+        lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
+        try:
+            of = parse(lines[0] if lines else "", f"{path} line 1").take("fingerprint", dict)
+            noted = [parse(line, str(path)) for line in lines if line.startswith('{"note":"fit"')]
+            errors = [x for fields in noted for x in fields.take("value", dict).get("left_out", ())]
+        except FormatError as error:
+            log.warning("left out: %s", error)
+            continue
+        if errors:
+            yield f"network {of.get('network')}, batch {of.get('batch')}", errors
 
 
 @contextmanager

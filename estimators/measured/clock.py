@@ -7,6 +7,7 @@ time of the one thread that runs it, which a busy machine disturbs least; a mode
 import gc
 import time
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,10 @@ from tightrope.spaces.errors import DeviceError
 QUARTILE = 25.0
 CHUNK = 256  # sessions alive at once; one takes about 0.4 MB
 Float = NDArray[np.float64]
+_KINDS: dict[str, Any] = {
+    "tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int8)": np.int8, "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32, "tensor(bool)": np.bool_,
+}  # fmt: skip
 
 
 class Timed(Protocol):
@@ -50,11 +55,13 @@ class Runner:
         except Exception as error:  # onnxruntime's errors share no base class of their own
             raise DeviceError(f"ONNX Runtime cannot load a model to time: {error}") from error
         self._binding = self._session.io_binding()
+        self.size_bytes = len(data)  # of the model, and the tensors that it reads and makes
         for given in self._session.get_inputs():
-            kind: Any = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64,
-                         "tensor(int32)": np.int32, "tensor(bool)": np.bool_}[given.type]  # fmt: skip
-            self._binding.bind_cpu_input(given.name, np.ones(given.shape, kind))
+            tensor = np.ones(given.shape, _KINDS[given.type])
+            self.size_bytes += tensor.nbytes
+            self._binding.bind_cpu_input(given.name, tensor)
         for made in self._session.get_outputs():
+            self.size_bytes += 4 * prod(size for size in made.shape if isinstance(size, int))
             self._binding.bind_output(made.name, "cpu")
         self._call = self._session.run_with_iobinding
         self._call(self._binding)  # the first call allocates

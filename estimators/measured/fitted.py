@@ -2,8 +2,11 @@
 
 import json
 import logging
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,12 +15,12 @@ from scipy.optimize import nnls
 
 from tightrope.estimators.encode import Batch, Encoder
 from tightrope.estimators.measured.apart import T
-from tightrope.estimators.measured.clock import CHUNK, Float, Timed, low_quartile, noise_floor
+from tightrope.estimators.measured.clock import CHUNK, Float, Timed, low_quartile, noise_floor, time_rounds
 from tightrope.estimators.measured.grid import Design, Ints, design
-from tightrope.estimators.measured.nodes import Key
+from tightrope.estimators.measured.nodes import Key, bytes_of
 from tightrope.estimators.measured.patterns import Patterns, Told, learn
 from tightrope.estimators.measured.sampling import mixed, probes, rounds_of
-from tightrope.estimators.measured.table import Table, Untimed, designs
+from tightrope.estimators.measured.table import Table, Untimed, designs, pooled
 from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.network import Network
 from tightrope.spaces.policy import Policy, unique
@@ -25,9 +28,13 @@ from tightrope.spaces.space import Space
 
 MET, PLAIN, ANCHORS = 1000, 500, 40
 """Policies that are lowered to find the nodes to time, others that show what is common, and nets that are built to fit the sum."""
-NODE_ROUNDS, NET_ROUNDS = 20, 40
-DRIFT = 0.015  # of the same net timed in two runs, both on the scale of the reference nodes
-CHUNK_NETS, CHUNK_BYTES = 8, 64 << 20
+PASSES, NODE_ROUNDS, NET_ROUNDS = 3, 7, 14  # passes over all that is timed, and rounds in each
+CHUNK_NETS, CHUNK_BYTES = 8, 256 << 20
+MOST_NOISE, TRIES = 0.10, 3  # of the reference before anything is timed, and how often it is looked at
+SURE = 0.9  # of the interval
+SPILL = 2 << 20  # bytes of tensors beyond which a node is out of a core's own caches, alone otherwise than in a net
+MOVING = re.compile(r"(com\.microsoft\.nchwc:)?(Reorder(In|Out)put|Transpose|QuantizeLinear|DequantizeLinear)\{")
+ALIKE = 0.3  # weight of the wish that all kinds of nodes have one scale
 LEAST_NETS = 8
 REMEMBERED = 4096  # policies whose nodes are kept
 FEW = 8  # policies that are costed one by one
@@ -68,11 +75,14 @@ class Runtime(Protocol):
 class Fitted:
     """Times of policies of one space in a runtime.
 
-    Latency is `weights[0]` times the sum of the nodes' times plus `weights[1]` per node.
+    Latency is the sum of the nodes' times, each kind of nodes (`kinds`) with a scale of its own, plus `weights[3]` per node.
+    Alone, a small node that only moves values finds them in the nearest cache, where a net has left them further off; and a large
+    one reads and writes what is out of all caches of the core, where in a net the node before has left part of it.
 
     Attributes:
         errors: relative errors of the predicted latency of the nets that were built to fit it, each left out of its fit.
-        spread: half of a 90 % interval, relative: what 90 % of the errors stay below, and the clock's drift between runs.
+        spread: half of a 90 % interval, relative: what 90 % of the errors stay below, taken pass by pass, so that a machine that
+            is slower in one pass than in another widens it.
 
     Raises:
         DeviceError: the runtime cannot run the network, or the table on disk is damaged or for something else.
@@ -84,13 +94,16 @@ class Fitted:
     ) -> None:  # fmt: skip
         self.network, self.encode, self.space, self._make, self._here = network, encode, space, runtime, here
         self._known: dict[Policy, list[tuple[Key, str]]] = {}
-        self._picoseconds: dict[Key, float] = {}
+        self._picoseconds: dict[Key, tuple[int, float]] = {}
         self.table = Table(path, mark)
-        if not self.table.complete:
+        fresh = not self.table.complete
+        if fresh:
             self._fill(np.random.default_rng(seed), progress)
         noted = self.table.notes.get("patterns")
         self.patterns = None if noted is None else Patterns.from_json(network, noted)
         self._fit()
+        if fresh:
+            self.table.note("fit", {"left_out": [*self.errors], "noise_floor": self._floor})
 
     @cached_property
     def runtime(self) -> Runtime:
@@ -98,36 +111,28 @@ class Fitted:
         return self._make()
 
     def _fill(self, rng: np.random.Generator, progress: Progress | None) -> None:
-        """Time the nodes of the space and the nets to fit."""
+        """Time the nodes of the space and the nets to fit, in passes over all of them, if the machine lets them be told apart."""
+        self._floor = quiet(self.runtime.steady()[:-1], rng)
         wanted, patterns = survey(self.space, self.runtime, self.encode, rng)
         if patterns is not None:
             self.table.note("patterns", patterns.to_json())
         self.table.declare(wanted)
-        missing = self.table.missing(wanted)
-        anchors = unique(mixed(self.space, rng, 2 * ANCHORS))[:ANCHORS]
-        total = len(missing) + len(anchors)
-        log.info("timing %d nodes of %d families, and %d nets", len(missing), len(wanted), len(anchors))
-        names = [json.dumps(p.to_json(), sort_keys=True) for p in anchors]
-        fresh = [i for i, name in enumerate(names) if name not in self.table.nets]
-        done = 0
-        for start in range(0, len(fresh), CHUNK_NETS):
-            chosen = fresh[start : start + CHUNK_NETS]
-            runners = [self.runtime.net(p) for p in (self.space.dense, *(anchors[i] for i in chosen))]
-            samples, reference, empty = rounds_of(runners, NET_ROUNDS, rng, self.runtime.steady())
-            dense = float(low_quartile(samples[:, :1])[0])
-            self.table.add_nets([names[i] for i in chosen], samples[:, 1:], reference, empty, dense)
-            done += len(chosen)
-            if progress is not None:
-                progress(done, total)
-        for chunk in self._time([missing[i] for i in rng.permutation(len(missing)).tolist()], rng, self.runtime.apart):
-            done += chunk
-            if progress is not None:
-                progress(done, total)
+        anchors = {json.dumps(p.to_json(), sort_keys=True): p for p in unique(mixed(self.space, rng, 2 * ANCHORS))[:ANCHORS]}
+        nodes = [self.table.missing(wanted, number + 1) for number in range(PASSES)]
+        nets = [[name for name in anchors if len(self.table.by_pass(name)) <= number] for number in range(PASSES)]
+        done, total = 0, sum(len(part) for part in nodes) + sum(len(part) for part in nets)
+        log.info("timing %d nodes of %d families, and %d nets, each %d times", len(nodes[-1]), len(wanted), len(nets[-1]), PASSES)
+        for keys, names in zip(nodes, nets, strict=True):
+            whole = self._time_nets({name: anchors[name] for name in names}, rng)
+            for chunk in chain(whole, self._time(keys, rng, self.runtime.apart)):
+                done += chunk
+                if progress is not None:
+                    progress(done, total)
         self.table.finish()
 
     def _time(self, keys: Sequence[Key], rng: np.random.Generator, run: Run) -> Iterator[int]:
-        """Time nodes and add them to the table, in chunks, each of which `run` does; gives the number of each."""
-        left = [*keys]
+        """Time nodes in a random order and add them to the table, in chunks that `run` does; gives the number of each."""
+        left = [keys[i] for i in rng.permutation(len(keys)).tolist()]
         while left:
             count, samples, reference, empty = run(partial(self._chunk, left, rng.spawn(1)[0]))
             self.table.add(left[:count], samples, reference, empty)
@@ -146,16 +151,38 @@ class Fitted:
             size += taken
         return len(runners), *rounds_of(runners, NODE_ROUNDS, rng, self.runtime.steady())
 
-    def timed(self, policies: Sequence[Policy], *, rounds: int = NET_ROUNDS, seed: int = 0) -> tuple[Float, float]:
-        """Build the nets of policies and time them beside the dense one: milliseconds on the table's scale, and the noise floor."""
-        rng, times, floors = np.random.default_rng(seed), [], []
-        for start in range(0, len(policies), CHUNK_NETS):
-            nets = [self.runtime.net(p) for p in (self.space.dense, *policies[start : start + CHUNK_NETS])]
-            samples, _, empty = rounds_of(nets, rounds, rng, self.runtime.steady())
-            dense, *figures = (low_quartile(samples) - empty).tolist()
-            times += [self.table.dense_ms * figure / dense for figure in figures]
-            floors.append(noise_floor(samples))
-        return np.array(times), float(np.mean(floors))
+    def _time_nets(self, policies: Mapping[str, Policy], rng: np.random.Generator) -> Iterator[int]:
+        """The same for whole nets, by their policies' JSON, each chunk beside the dense net."""
+        for chosen, samples, reference, empty in self._beside_dense([*policies.values()], rng):
+            names = [[*policies][i] for i in chosen]
+            self.table.add_nets(names, samples[:, 1:], reference, empty, float(low_quartile(samples[:, :1])[0]))
+            yield len(chosen)
+
+    def _beside_dense(
+        self, policies: Sequence[Policy], rng: np.random.Generator
+    ) -> Iterator[tuple[list[int], Float, float, float]]:  # fmt: skip
+        """Time nets in chunks of random order: indices of a chunk's policies, and what `rounds_of` gives for dense and them."""
+        order = rng.permutation(len(policies)).tolist()
+        for start in range(0, len(order), CHUNK_NETS):
+            chosen = order[start : start + CHUNK_NETS]
+            nets = [self.runtime.net(p) for p in (self.space.dense, *(policies[i] for i in chosen))]
+            yield chosen, *rounds_of(nets, NET_ROUNDS, rng, self.runtime.steady())
+
+    def timed(self, policies: Sequence[Policy], *, seed: int = 0) -> tuple[Float, float]:
+        """Build the nets of policies and time them beside the dense one, in passes over all of them.
+
+        Returns:
+            Milliseconds on the table's scale, and the noise floor: how far the first and the last pass are apart on average.
+        """
+        rng, ratios = np.random.default_rng(seed), [list[Float]() for _ in policies]
+        for _ in range(PASSES):
+            for chosen, samples, _, empty in self._beside_dense(policies, rng):
+                own = (samples - empty) / (low_quartile(samples[:, :1])[0] - empty)
+                for index, column in zip(chosen, own[:, 1:].T, strict=True):
+                    ratios[index].append(column)
+        first, last = (np.array([low_quartile(passes[i][:, None])[0] for passes in ratios]) for i in (0, -1))
+        times = self.table.dense_ms * np.array([pooled([p.tolist() for p in passes]) for passes in ratios])
+        return times, float(np.mean(np.abs(first / last - 1)))
 
     def _fit(self) -> None:
         """One scale and one cost per node, nearest to the nets that were built, and the error when each is left out.
@@ -172,10 +199,11 @@ class Fitted:
         rows = features / np.array([1.0, *(ratio for _, ratio in pairs)])[:, None] / self.table.dense_ms
         dense, rows = np.repeat(rows[:1], len(pairs) // 4, axis=0), rows[1:]
         self.weights = nearest_sum(np.concatenate([rows, dense]))
-        self.errors = tuple(
-            float(rows[i] @ nearest_sum(np.concatenate([np.delete(rows, i, 0), dense])) - 1) for i in range(len(rows))
-        )
-        self.spread = float(np.quantile(np.abs(self.errors), 0.9)) + DRIFT
+        found = [float(rows[i] @ nearest_sum(np.concatenate([np.delete(rows, i, 0), dense]))) for i in range(len(rows))]
+        self.errors = tuple(x - 1 for x in found)
+        each = [x * ratio / one - 1 for x, (name, ratio) in zip(found, self.table.nets.items(), strict=True)
+                for one in self.table.by_pass(name)]  # fmt: skip
+        self.spread = surely(np.abs(each))
         log.info("latency of %d nets left out one by one is predicted to %.1f %%", len(rows), 100 * np.mean(np.abs(self.errors)))
 
     def held_errors(self) -> list[float]:
@@ -188,12 +216,17 @@ class Fitted:
 
     def latency(self, policies: Sequence[Policy], batch: Batch) -> Float:
         """Milliseconds of policies, `b`-dim; `batch` has them as arrays."""
-        features = self.features(policies, batch)
-        found: Float = features[:, 0] * self.weights[0] + features[:, 1] * self.weights[1]
+        found: Float = (self.features(policies, batch) * self.weights).sum(axis=1)
         return found
 
+    def shares(self, policy: Policy) -> list[float]:
+        """Milliseconds of each node of a policy as it is lowered, which add up to its latency."""
+        keys = [key for key, _ in self.lowered(policy)]
+        scales = [float(self.weights[kinds(family, np.array([sizes], np.int64))[0]]) for family, sizes in keys]
+        return [scale * time + float(self.weights[3]) for scale, time in zip(scales, self.times(policy), strict=True)]
+
     def features(self, policies: Sequence[Policy], batch: Batch) -> Float:
-        """The sum of the nodes' times in milliseconds, and their number, `b x 2`.
+        """The sum of times in milliseconds of each kind of nodes, and the number of all, `b x 4`.
 
         Nodes of the space that the probes did not enclose are timed now.
 
@@ -201,18 +234,18 @@ class Fitted:
             DeviceError: a node is outside of what was timed, and the policy outside of the space.
         """
         if self.patterns is None:
-            found = np.full((len(batch), 2), np.nan)
+            found = np.full((len(batch), 4), np.nan)
         else:
             found = self._few(self.patterns, batch) if len(batch) <= FEW else self._many(self.patterns, batch)
-        for i in np.flatnonzero(np.isnan(found[:, 0])).tolist():  # shows what no probe did, or has nodes that were not timed
-            times = self.times(policies[i])
-            found[i] = sum(np.rint(np.multiply(times, PER_MS)).tolist()), len(times)
-        return found / [PER_MS, 1.0]
+        for i in np.flatnonzero(np.isnan(found).any(axis=1)).tolist():  # shows what no probe did, or has nodes that were not timed
+            self.times(policies[i])
+            found[i] = self._sum([key for key, _ in self.lowered(policies[i])])
+        return found / [PER_MS, PER_MS, PER_MS, 1.0]
 
     def _many(self, patterns: Patterns, batch: Batch) -> Float:
         """Picoseconds and number of nodes, NaN where they cannot be told."""
         flat = patterns(batch)
-        found = np.zeros((len(batch), 2))
+        found = np.zeros((len(batch), 4))
         by_family: dict[str, list[tuple[Ints, Ints]]] = {}
         for place, who in flat.who.items():
             family, columns = patterns.patterns[place]
@@ -221,8 +254,10 @@ class Fitted:
             who = np.concatenate([w for w, _ in parts])
             sizes = np.concatenate([flat.sizes[w[:, None], columns] for w, columns in parts])
             times = np.rint(self.table.times(family, sizes) * PER_MS)
-            found[:, 0] += np.bincount(who, times, len(batch))
-            found[:, 1] += np.bincount(who, minlength=len(batch))
+            kind = kinds(family, sizes)
+            for one in np.unique(kind).tolist():
+                found[:, one] += np.bincount(who, np.where(kind == one, times, 0.0), len(batch))
+            found[:, 3] += np.bincount(who, minlength=len(batch))
         found[~flat.told] = np.nan
         return found
 
@@ -230,17 +265,23 @@ class Fitted:
         """The same, quicker for single policies."""
         sights = patterns.sights(batch)
         told, sizes = patterns.tells(sights), patterns.columns(batch).tolist()
-        found = np.full((len(batch), 2), np.nan)
+        found = np.full((len(batch), 4), np.nan)
         for i in np.flatnonzero(told).tolist():
             row = sizes[i]
-            times = [self._time_of((f, tuple([row[c] for c in columns]))) for f, columns in patterns.of(sights[i].tolist())]
-            found[i] = sum(times), len(times)
+            found[i] = self._sum([(f, tuple([row[c] for c in columns])) for f, columns in patterns.of(sights[i].tolist())])
         return found
 
-    def _time_of(self, key: Key) -> float:
-        if key not in self._picoseconds:
-            self._picoseconds[key] = float(np.rint(self.table.times(key[0], np.array([key[1]], np.int64))[0] * PER_MS))
-        return self._picoseconds[key]
+    def _sum(self, keys: Sequence[Key]) -> list[float]:
+        """Picoseconds of each kind of nodes, and the number of all."""
+        found = [0.0, 0.0, 0.0, float(len(keys))]
+        for key in keys:
+            if key not in self._picoseconds:
+                sizes = np.array([key[1]], np.int64)
+                time = float(np.rint(self.table.times(key[0], sizes)[0] * PER_MS))
+                self._picoseconds[key] = int(kinds(key[0], sizes)[0]), time
+            kind, time = self._picoseconds[key]
+            found[kind] += time
+        return found
 
     def lowered(self, policy: Policy) -> list[tuple[Key, str]]:
         """The nodes of a policy, each with the layer or operator that it belongs to."""
@@ -287,14 +328,49 @@ def survey(
     return designs(met), learn(space.network, encode(policies), shown) if len(shown) == len(policies) else None
 
 
+def quiet(steady: Sequence[Timed], rng: np.random.Generator) -> float:
+    """The noise floor of the machine, by calls that are always the same.
+
+    Raises:
+        DeviceError: it is too high each time that it is looked at.
+    """
+    floors = []
+    for _ in range(TRIES):
+        floors.append(noise_floor(time_rounds(steady, 40, rng)))
+        if floors[-1] <= MOST_NOISE:
+            return floors[-1]
+    raise DeviceError(
+        f"the noise floor must be at most {100 * MOST_NOISE:.0f} % for anything to be timed, but the same calls differed by "
+        f"{', '.join(f'{100 * x:.0f}' for x in floors)} % between even and odd rounds; stop what else runs and start again"
+    )
+
+
+def surely(errors: Float) -> float:
+    """What one more error stays below in 90 % of cases, where it comes from where these did: a conformal quantile."""
+    rank = min(math.ceil(SURE * (len(errors) + 1)), len(errors))
+    return float(np.sort(errors)[rank - 1])
+
+
+def kinds(family: str, sizes: Ints) -> Ints:
+    """The kind of each node of a family at `n x k` sizes.
+
+    2 where its tensors take more bytes than a core's own caches; else 1 where it only changes layout or precision, 0 otherwise.
+    """
+    found = np.full(len(sizes), int(MOVING.match(family) is not None))
+    if len(sizes) and bytes_of(family, sizes.max(axis=0, keepdims=True))[0] > SPILL:
+        found[bytes_of(family, sizes) > SPILL] = 2
+    return found
+
+
 def nearest_sum(rows: np.ndarray, rounds: int = 30) -> np.ndarray:
     """Weights, none below zero, that bring `rows @ weights` nearest to one by the mean absolute error.
 
-    Least squares, repeated with each row weighed by the inverse of its error, so that single nets do not pull the rest.
+    Least squares, repeated with each row weighed by the inverse of its error, so that single nets do not pull the rest. All but
+    the last weight are drawn to the first, so that they are one where the nets do not tell them apart.
     """
-    heavy = np.ones(len(rows))
-    weights, _ = nnls(rows, heavy)
+    heavy, count = np.ones(len(rows)), rows.shape[1]
+    alike = ALIKE * (np.eye(count)[1:-1] - np.eye(count)[0])
     for _ in range(rounds):
+        weights, _ = nnls(np.concatenate([rows * heavy[:, None], alike]), np.append(heavy, np.zeros(len(alike))))
         heavy = 1 / np.sqrt(np.maximum(np.abs(rows @ weights - 1), 1e-3))
-        weights, _ = nnls(rows * heavy[:, None], heavy)
     return np.asarray(weights)

@@ -2,8 +2,9 @@
 
 Many of a family's sizes follow each other; those that do not are its axes. With one or two axes a product grid is timed and read
 multilinearly; with more, nodes that were met are timed and a sum over tensor sizes is fitted. ONNX Runtime's kernels work on
-output channels in steps of 16 and larger blocks, so along that axis every step is timed and sizes count as the next one.
-Elsewhere sizes that 16 or 8 or 4 divides run faster than others, so that they are read among their like.
+output channels in steps of 16 and larger blocks, so along that axis every step is timed and sizes count as the next one; integer
+ones do so where 4 divides them, and take the rest one by one (15 channels cost more than 64). Elsewhere sizes that 16 or 8 or 4
+divides run faster than others. So sizes are read among their like.
 """
 
 import math
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +21,12 @@ from scipy.optimize import nnls
 
 STEP = 16
 MOST_AXES = 2  # of a product grid
-MOST_STEPS, PAIRED, ALONE, SCATTERED = 9, 3, 12, 24
-"""Most values of an axis: of output channels, of each like beside another axis, of each like alone; nodes of other families."""
+MOST_STEPS, PAIRED, ALONE, RESTS, SCATTERED = 9, 3, 12, 6, 24
+"""Most values of an axis: of whole steps, of each like beside another axis, of each like alone, of each rest; nodes of other
+families."""
+Rule = Literal["", "steps", "fours", "rests"]
+"""How a size counts: as it is; up to whole steps of output channels; so only where 4 divides it; as it is, its like being the sizes
+with the same rest of 16."""
 Sizes = tuple[int, ...]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -37,31 +43,36 @@ def output_column(family: str) -> int | None:
     return None
 
 
-def rounded(size: int) -> int:
-    """Output channels as the kernels count them."""
-    return size if size < STEP else -(-size // STEP) * STEP
+def counted(size: int, rule: Rule) -> int:
+    """A size as the kernels count it."""
+    steps = rule == "steps" or (rule == "fours" and size % 4 == 0)
+    return -(-size // STEP) * STEP if steps and size >= STEP else size
 
 
-def like(size: int) -> int:
-    """The largest of 16, 8, 4, 2 and 1 that divides a size."""
-    return min(size & -size, STEP)
+def like(size: int, rule: Rule) -> int:
+    """What sizes have in common that take alike: the largest of 16, 8, 4, 2 and 1 that divides them, or a rest."""
+    if rule == "steps":
+        return 0
+    if rule == "fours":
+        return STEP if size >= STEP and size % STEP == 0 else size % 4
+    return size % STEP if rule == "rests" else min(size & -size, STEP)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One free size: its place, whether it counts output channels, and the values that are timed."""
+    """One free size: its place, how it counts, and the values that are timed."""
 
     column: int
-    steps: bool
+    rule: Rule
     values: tuple[int, ...]
 
     def at(self, sizes: Sizes) -> int:
         """The size of a node along the axis, as it counts."""
-        return rounded(sizes[self.column]) if self.steps else sizes[self.column]
+        return counted(sizes[self.column], self.rule)
 
     def around(self, size: int) -> tuple[int, ...]:
         """The timed values among which a size is read: those like it where they enclose it, else all."""
-        near = tuple(v for v in self.values if like(v) == like(size))
+        near = tuple(v for v in self.values if like(v, self.rule) == like(size, self.rule))
         return near if near and near[0] <= size <= near[-1] else self.values
 
 
@@ -82,7 +93,7 @@ def design(family: str, met: Iterable[Sizes]) -> Design:
     for column in sorted(range(len(columns)), key=lambda c: (-len(set(columns[c])), c != out)):
         if len(set(columns[column])) > 1 and not any(_follows(columns[column], columns[f]) for f in free):
             free.append(column)
-    axes = tuple(_axis(family, c, c == out, columns[c], len(free)) for c in sorted(free))
+    axes = tuple(_axis(family, c, _rule(family, c == out), columns[c], len(free)) for c in sorted(free))
     if len(axes) > MOST_AXES:
         order = sorted(seen, key=prod)
         chosen = {order[i] for i in np.linspace(0, len(order) - 1, SCATTERED).astype(int)}
@@ -114,15 +125,23 @@ def _follows(column: Sizes, leader: Sizes) -> bool:
     return len(set(zip(leader, column, strict=True))) == len(set(leader))
 
 
-def _axis(family: str, column: int, steps: bool, met: Sizes, axes: int) -> Axis:
-    values = sorted({rounded(v) for v in met} if steps else set(met))
-    if steps:
-        return Axis(column, True, _spread(values, MOST_STEPS))
-    direct = [v for v in values if v < STEP and "nchwc:Conv" in family]  # read in another way below a block
+def _rule(family: str, out: bool) -> Rule:
+    """How a size counts in a family; `out` for its output channels."""
+    integer = family.startswith(("com.microsoft:QLinearConv", "com.microsoft:QGemm"))
+    if out:
+        return "fours" if integer else "steps"
+    return "rests" if integer and "group=*" in family else ""
+
+
+def _axis(family: str, column: int, rule: Rule, met: Sizes, axes: int) -> Axis:
+    values = sorted({counted(v, rule) for v in met})
+    direct = [v for v in values if v < STEP and "nchwc:Conv" in family and not rule]  # read in another way below a block
     found = {*direct, values[0], values[-1]}
-    for kind in {like(v) for v in values}:
-        found |= set(_spread([v for v in values if like(v) == kind], PAIRED if axes > 1 else ALONE))
-    return Axis(column, False, tuple(sorted(found)))
+    for kind in {like(v, rule) for v in values}:
+        alike = [v for v in values if like(v, rule) == kind]
+        whole = rule == "steps" or (rule == "fours" and kind == STEP)
+        found |= set(_spread(alike, MOST_STEPS if whole else RESTS if rule == "rests" else PAIRED if axes > 1 else ALONE))
+    return Axis(column, rule, tuple(sorted(found)))
 
 
 def _spread(values: Sequence[int], most: int) -> tuple[int, ...]:
@@ -166,10 +185,10 @@ class Grid:
 
 def _between(axis: Axis, size: int) -> tuple[int, int, float]:
     """Places of the timed values around a size, and the share of the upper one; beyond the axis, NaN."""
-    at = rounded(size) if axis.steps else size
+    at = counted(size, axis.rule)
     if not axis.values[0] <= at <= axis.values[-1]:
         return 0, 0, math.nan
-    values = axis.values if axis.steps else axis.around(at)
+    values = axis.around(at)
     above = bisect_left(values, at)
     high = axis.values.index(values[above])
     if values[above] == at:

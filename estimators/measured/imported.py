@@ -1,7 +1,7 @@
 """Devices that are elsewhere: ONNX Runtime on another machine, costed from a table whose nodes were timed there."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,11 +140,11 @@ def reports(name: str) -> Iterator[Report]:
         yield _report(Network.from_json(table.notes["network"], str(path)), int(of["batch"]), name, path)
 
 
-def mape(errors: tuple[float, ...]) -> float:
+def mape(errors: Sequence[float]) -> float:
     """Mean absolute error in percent."""
     return 100 * float(np.mean(np.abs(errors))) if errors else 0.0
 
 
-def within(errors: tuple[float, ...]) -> float:
+def within(errors: Sequence[float]) -> float:
     """Percent of the errors that are at most 10 %."""
     return 100 * float(np.mean(np.abs(errors) <= 0.1)) if errors else 0.0

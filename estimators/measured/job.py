@@ -61,7 +61,7 @@ def write(
     lines: list[Mapping[str, Any]] = [
         {"tightrope": "probe job", "version": VERSION, "mark": dict(mark), "models": len(models)},
         {"network": network.to_json()}, {"patterns": patterns.to_json()},
-        *({"family": f, "axes": [[a.column, a.steps, [*a.values]] for a in d.axes]} for f, d in designs.items()), *models,
+        *({"family": f, "axes": [[a.column, a.rule, [*a.values]] for a in d.axes]} for f, d in designs.items()), *models,
     ]  # fmt: skip
     for line in lines:
         yield json.dumps(line, separators=(",", ":")) + "\n"

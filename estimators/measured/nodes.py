@@ -8,11 +8,13 @@ second `=` where they matter. So a family and sizes are all that is needed to ma
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from math import prod
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from tightrope.spaces.errors import DeviceError
@@ -117,6 +119,30 @@ class Node:
 
 
 Key = tuple[str, tuple[int, ...]]
+_BYTES = {"f": 4, "i": 4, "l": 8}  # of an item, other types have one
+_TENSOR = re.compile(r"=?([a-z]):([\d,*]*)")
+
+
+@cache
+def _tensors(family: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """For each tensor that a node reads or makes, its bytes but for the sizes that follow the policy, and the places of these."""
+    attributes, _, tensors = family.partition("}(")
+    found, place = [], attributes.count("*")
+    for part in re.split(r";|\)->", tensors):
+        if match := _TENSOR.match(part):
+            shape = [size for size in match[2].split(",") if size]
+            fixed = prod(int(size) for size in shape if size != "*")
+            found.append((_BYTES.get(match[1], 1) * fixed, tuple(range(place, place + shape.count("*")))))
+        place += part.count("*")
+    return tuple(found)
+
+
+def bytes_of(family: str, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Bytes of all tensors, constants too, that nodes of a family read and make, at `n x k` sizes."""
+    found = np.zeros(len(sizes), np.int64)
+    for fixed, places in _tensors(family):
+        found += fixed * sizes[:, places].prod(axis=1)
+    return found
 
 
 def text(shape: Sequence[int], sizes: list[int]) -> str:

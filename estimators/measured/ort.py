@@ -21,7 +21,7 @@ from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.network import Layer, Network
 from tightrope.spaces.policy import Policy
 
-LOWERING = 4  # counts up when the exporter or the lowering changes, so that nets timed before are not compared with those after
+LOWERING = 5  # counts up when the exporter or the lowering changes, so that nets timed before are not compared with those after
 
 
 class Source(Protocol):
@@ -51,8 +51,8 @@ class OrtRuntime:
         return [(key(node), node.layer) for node in nodes], told(nodes)
 
     def unit(self, key: Key) -> tuple[Timed, int]:
-        data = one_node.model(*key).SerializeToString()
-        return Runner(data, optimise=False), len(data)
+        runner = Runner(one_node.model(*key), optimise=False)
+        return runner, runner.size_bytes
 
     def apart(self, work: Callable[[], T]) -> T:
         return work()

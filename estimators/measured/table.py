@@ -13,17 +13,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from tightrope.estimators.measured.clock import low_quartile
-from tightrope.estimators.measured.grid import MOST_AXES, Axis, Design, Floats, Grid, Ints, Sizes, design, evaluate, fit_sum
+from tightrope.estimators.measured.grid import MOST_AXES, Axis, Design, Floats, Grid, Ints, Rule, Sizes, design, evaluate, fit_sum
 from tightrope.estimators.measured.nodes import Key
 from tightrope.spaces.errors import DeviceError, FormatError
 from tightrope.spaces.fields import Fields, parse
 
-VERSION = 2
+VERSION = 3
 log = logging.getLogger(__name__)
 
 
@@ -41,12 +41,16 @@ class _Family:
     """The timed nodes of a family; `read` makes the rest of them."""
 
     axes: tuple[Axis, ...]
+    samples: dict[Sizes, list[list[float]]] = field(default_factory=dict)
     exact: dict[Sizes, float] = field(default_factory=dict)
     _read: Callable[[Ints], Floats] | None = None
     _apart: tuple[Sizes, ...] = ()
 
-    def add(self, sizes: Sizes, time: float) -> None:
-        self.exact[sizes] = time
+    def add(self, sizes: Sizes, samples: list[float]) -> None:
+        """Add the samples of one more pass, on the table's scale."""
+        passes = self.samples.setdefault(sizes, [])
+        passes.append(samples)
+        self.exact[sizes] = pooled(passes)
         self._read = None
 
     def at(self, sizes: Ints) -> Floats:
@@ -72,11 +76,18 @@ class _Family:
         self._apart = tuple(s for s, point in points.items() if grid.get(point) != self.exact[s])
 
 
+def pooled(passes: Sequence[Sequence[float]]) -> float:
+    """The low quartile of the samples of all passes."""
+    return float(low_quartile(np.concatenate(passes)[:, None])[0])
+
+
 class Table:
     """Times of nodes in milliseconds; `nets` are whole nets that were timed, by their policy's JSON, as ratios to the
     dense one, and `held` ones that no fit may see.
 
-    `fingerprint` says for what the table holds; another one never matches in silence.
+    What is timed in several passes, some time apart, has a line for each, and the low quartile over all is its time: a neighbour
+    that takes the shared cache for some seconds then falls on one of them. `fingerprint` says for what the table holds; another
+    one never matches in silence.
     """
 
     def __init__(self, path: Path | None, fingerprint: Mapping[str, Any]) -> None:
@@ -84,6 +95,7 @@ class Table:
         self.families: dict[str, _Family] = {}
         self.nets: dict[str, float] = {}
         self.held: dict[str, float] = {}
+        self._ratios: dict[str, list[list[float]]] = {}
         self._dense: list[float] = []
         self.base = math.nan  # the reference's time when the table was begun; later times are scaled to it
         self.complete = False  # whether all that a space needs was timed
@@ -123,23 +135,23 @@ class Table:
             return False
         return True
 
-    def missing(self, designs: Mapping[str, Design]) -> list[Key]:
-        """Nodes of the designs that are not timed yet."""
+    def missing(self, designs: Mapping[str, Design], passes: int = 1) -> list[Key]:
+        """Nodes of the designs that were not timed in so many passes yet."""
         return [
             (family, sizes)
             for family, wanted in designs.items()
             for sizes in wanted.keys
-            if family not in self.families or sizes not in self.families[family].exact
+            if family not in self.families or len(self.families[family].samples.get(sizes, ())) < passes
         ]
 
     # --- adding ---------------------------------------------------------------------------------------------------
 
     def declare(self, designs: Mapping[str, Design]) -> None:
         """Make families known."""
-        self.declare_axes({f: [[a.column, a.steps, [*a.values]] for a in wanted.axes] for f, wanted in designs.items()})
+        self.declare_axes({f: [[a.column, a.rule, [*a.values]] for a in wanted.axes] for f, wanted in designs.items()})
 
     def declare_axes(self, families: Mapping[str, Any]) -> None:
-        """The same, by the lists of column, steps and values of their axes."""
+        """The same, by the lists of column, rule and values of their axes."""
         lines = [{"family": family, "axes": axes} for family, axes in families.items() if family not in self.families]
         for line in lines:
             self._declared(Fields(line, "family"))
@@ -232,13 +244,15 @@ class Table:
         family, axes = fields.take("family", str), []
         for axis in fields.take("axes", list):
             if not (isinstance(axis, list) and len(axis) == 3 and isinstance(axis[2], list) and axis[2]):
-                raise FormatError(f"{fields.where}.axes must be lists of column, steps and values, got {axis!r}")
-            axes.append(Axis(int(axis[0]), bool(axis[1]), tuple(int(v) for v in axis[2])))
+                raise FormatError(f"{fields.where}.axes must be lists of column, rule and values, got {axis!r}")
+            if axis[1] not in get_args(Rule):
+                raise FormatError(f"{fields.where}.axes must have rules of {get_args(Rule)}, got {axis[1]!r}")
+            axes.append(Axis(int(axis[0]), axis[1], tuple(int(v) for v in axis[2])))
         self._names[identity(family)] = family
         self.families.setdefault(family, _Family(tuple(axes)))
 
-    def _figure(self, fields: Fields, *others: str) -> tuple[float, ...]:
-        """The low quartile of a line's samples without an empty call's time, then `others` likewise, on the table's scale."""
+    def _figures(self, fields: Fields, *others: str) -> tuple[list[float], list[float]]:
+        """A line's samples without an empty call's time, and `others` likewise, on the table's scale."""
         samples, reference = fields.take("ms", list), fields.take("reference_ms", float)
         empty, more = fields.take("empty_ms", float), [fields.take(name, float) for name in others]
         numbers = [*samples, reference, empty, *more]
@@ -248,24 +262,31 @@ class Table:
             raise FormatError(f"{fields.where} must have finite times, none below zero, got {samples!r}")
         if math.isnan(self.base):
             self.base = reference
-        figure = float(low_quartile(np.array(samples)[:, None])[0])
-        return tuple(max(x - empty, 0.0) * self.base / reference for x in (figure, *more))
+        scaled = [max(x - empty, 0.0) * self.base / reference for x in (*samples, *more)]
+        return scaled[: len(samples)], scaled[len(samples) :]
 
     def _node(self, fields: Fields) -> None:
         family = fields.take("node", str)
         if family not in self._names:
             raise FormatError(f"{fields.where}.node must be a family that stands before it, got {family!r}")
         name, sizes = self._names[family], fields.ints("sizes")
-        self.families[name].add(sizes, self._figure(fields)[0])
+        self.families[name].add(sizes, self._figures(fields)[0])
         self._memo.clear()
 
     def _net(self, fields: Fields) -> None:
-        figure, dense = self._figure(fields, "dense_ms")
+        samples, (dense,) = self._figures(fields, "dense_ms")
         if dense <= 0:
             raise FormatError(f"{fields.where}.dense_ms must be more than an empty call's time")
         held = fields.take("held", str, "")
-        (self.held if held else self.nets)[held or fields.take("net", str)] = figure / dense
+        policy = held or fields.take("net", str)
+        passes = self._ratios.setdefault(policy, [])
+        passes.append([x / dense for x in samples])
+        (self.held if held else self.nets)[policy] = pooled(passes)
         self._dense.append(dense)
+
+    def by_pass(self, policy: str) -> list[float]:
+        """The ratio to the dense net of each pass in which a net was timed."""
+        return [pooled([samples]) for samples in self._ratios.get(policy, ())]
 
     @property
     def dense_ms(self) -> float:

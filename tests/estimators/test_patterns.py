@@ -70,7 +70,7 @@ def test_sizes_fill_blocks_in_six_ways() -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_bytes_are_those_of_the_file(name: str) -> None:
-    """All constants of the written file but shapes, within 1 %, and the packed file's by the rule of its units."""
+    """All constants of the written file but shapes, within 0.3 %, and the packed file's by the rule of its units."""
     net, space, encode = setting(name)
     rng = np.random.default_rng(2)
     policies = [space.dense, space.uniform(0.5, (8, 8)), *(space.sample(rng) for _ in range(6))]
@@ -78,7 +78,7 @@ def test_bytes_are_those_of_the_file(name: str) -> None:
     for i, policy in enumerate(policies):
         model = write(net.at(policy.all_widths(net.network), 1), net.network, random_payload(net.network, policy))
         whole = sum(len(t.raw_data) for t in model.graph.initializer if t.data_type != onnx.TensorProto.INT64)
-        assert held.size_bytes[i] == pytest.approx(whole, rel=0.01)
+        assert held.size_bytes[i] == pytest.approx(whole, rel=0.003)
         assert held.macs[i] == packed.macs[i] == macs(net.network, policy)
         assert packed.size_bytes[i] == size_bytes(net.network, policy)
     assert (np.diff(held.energy_pj[:2]) < 0).all()
