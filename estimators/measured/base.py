@@ -147,11 +147,17 @@ class Measured:
         told = ", ".join(f"{name} {fitted.table.fingerprint.get(name)}" for name in self.versions)
         provenance = (
             f"{self.name}: {told}, {known.where}, batch {self.batch}, node table with {len(fitted.errors)} nets fitted to "
-            f"{100 * float(np.mean(np.abs(fitted.errors))):.1f} %; energy modelled from multiply-accumulates and bytes"
+            f"{100 * float(np.mean(np.abs(fitted.errors))):.1f} %; "
         )
+        energies = held.energy_pj * self.batch * 1e-9
+        if fitted.watts is None:
+            provenance += "energy modelled from multiply-accumulates and bytes"
+        else:
+            energies = fitted.watts * latency
+            provenance += f"energy from RAPL: {fitted.watts:.1f} W of the processor while the dense net ran, times latency"
         rows = zip(
             latency.tolist(), held.size_bytes.tolist(), (held.macs * self.batch).tolist(),
-            (held.energy_pj * self.batch * 1e-9).tolist(), low.tolist(), high.tolist(), strict=True,
+            energies.tolist(), low.tolist(), high.tolist(), strict=True,
         )  # fmt: skip
         for ms, size, macs, energy, least, most in rows:
             yield Cost(ms, size, macs, energy, None, (least, most), False, False, provenance)

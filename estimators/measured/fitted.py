@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import chain
@@ -14,6 +15,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from tightrope.estimators.encode import Batch, Encoder
+from tightrope.estimators.measured import rapl
 from tightrope.estimators.measured.apart import T
 from tightrope.estimators.measured.clock import CHUNK, Float, Timed, low_quartile, noise_floor, time_rounds
 from tightrope.estimators.measured.grid import Design, Ints, design
@@ -32,6 +34,7 @@ PASSES, NODE_ROUNDS, NET_ROUNDS = 3, 7, 14  # passes over all that is timed, and
 CHUNK_NETS, CHUNK_BYTES = 8, 256 << 20
 MOST_NOISE, TRIES = 0.10, 3  # of the reference before anything is timed, and how often it is looked at
 SURE = 0.9  # of the interval
+POWER_SECONDS = 1.0  # of CPU time in which power is measured
 SPILL = 2 << 20  # bytes of tensors beyond which a node is out of a core's own caches, alone otherwise than in a net
 MOVING = re.compile(r"(com\.microsoft\.nchwc:)?(Reorder(In|Out)put|Transpose|QuantizeLinear|DequantizeLinear)\{")
 ALIKE = 0.3  # weight of the wish that all kinds of nodes have one scale
@@ -81,6 +84,7 @@ class Fitted:
 
     Attributes:
         errors: relative errors of the predicted latency of the nets that were built to fit it, each left out of its fit.
+        watts: what the processor takes while the dense net runs, idle power included; None where it has no counter to be read.
         spread: half of a 90 % interval, relative: what 90 % of the errors stay below, taken pass by pass, so that a machine that
             is slower in one pass than in another widens it.
 
@@ -101,6 +105,8 @@ class Fitted:
             self._fill(np.random.default_rng(seed), progress)
         noted = self.table.notes.get("patterns")
         self.patterns = None if noted is None else Patterns.from_json(network, noted)
+        power = self.table.notes.get("power")
+        self.watts = None if power is None else power.take("watts", float)
         self._fit()
         if fresh:
             self.table.note("fit", {"left_out": [*self.errors], "noise_floor": self._floor})
@@ -128,6 +134,9 @@ class Fitted:
                 done += chunk
                 if progress is not None:
                     progress(done, total)
+        watts = power_of(self.runtime.net(self.space.dense))
+        if watts is not None:
+            self.table.note("power", {"watts": watts})
         self.table.finish()
 
     def _time(self, keys: Sequence[Key], rng: np.random.Generator, run: Run) -> Iterator[int]:
@@ -343,6 +352,21 @@ def quiet(steady: Sequence[Timed], rng: np.random.Generator) -> float:
         f"the noise floor must be at most {100 * MOST_NOISE:.0f} % for anything to be timed, but the same calls differed by "
         f"{', '.join(f'{100 * x:.0f}' for x in floors)} % between even and odd rounds; stop what else runs and start again"
     )
+
+
+def power_of(net: Timed) -> float | None:
+    """Watts of the processor for each second of CPU time of a net, while it runs alone; None where no counter tells."""
+    spent = 0.0
+
+    def run() -> None:
+        nonlocal spent
+        start = time.thread_time()
+        while spent < POWER_SECONDS:
+            net.visit()
+            spent = time.thread_time() - start
+
+    found = rapl.joules(run) if rapl.counters() else None
+    return None if found is None else found / spent
 
 
 def surely(errors: Float) -> float:

@@ -12,7 +12,7 @@ from handmade import Handmade, resnet8
 from payloads import random_payload
 
 from tightrope.compressors.export.onnx import write
-from tightrope.estimators.measured import fitted
+from tightrope.estimators.measured import fitted, rapl
 from tightrope.estimators.measured.base import fingerprint, left_out
 from tightrope.estimators.measured.ort import OrtCpu
 from tightrope.spaces import Network, Policy, Space
@@ -105,7 +105,12 @@ class TestOrtCpu(DeviceContract):
         table.write_bytes(kept + b'{"node":"0123')  # torn in the middle of a line
         device.prepare(network, space, Source(), cache=tmp_path)
         assert table.read_bytes().startswith(kept)
-        assert device.estimate(network, space.dense).latency_ms > 0
+        cost = device.estimate(network, space.dense)
+        assert cost.latency_ms > 0
+        assert ("RAPL" if rapl.counters() else "energy modelled") in cost.provenance
+        device.known(network).fitted.watts = 3.0
+        cost = device.estimate(network, space.dense)
+        assert "3.0 W" in cost.provenance and cost.energy_mj == pytest.approx(3.0 * cost.latency_ms)
         lines = [line for line in table.read_text(encoding="utf-8").splitlines() if line.startswith('{"node"')]
         times = Counter(line.split(',"ms"')[0] for line in lines)
         assert max(times.values()) == fitted.PASSES  # nothing was timed in vain
