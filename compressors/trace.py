@@ -1,7 +1,7 @@
 """A model becomes a network: layers, groups and operators as plain data, and the skeleton that a policy is applied to."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -24,13 +24,18 @@ log = logging.getLogger(__name__)
 class Traced:
     """A traced model: its network as plain data, its skeleton (`capture.py`) and what is tied in it (`ties.py`).
 
-    `example` are positional arguments of the skeleton, with a batch of at least two where the batch is free.
+    `example` are positional arguments of the skeleton, with a batch of at least two where the batch is free. `source` is what
+    was traced: where this travels to, it is traced again, because what a graph knows of its nodes cannot be pickled.
     """
 
     network: Network
     skeleton: fx.GraphModule
     ties: Ties
     example: tuple[Any, ...]
+    source: tuple[nn.Module, Inputs] = field(repr=False)
+
+    def __reduce__(self) -> Any:
+        return traced, self.source
 
     def layer(self, name: str) -> nn.Module:
         """The dense layer, batch norm folded in."""
@@ -72,7 +77,7 @@ def traced(model: nn.Module, example_inputs: Inputs) -> Traced:
             for layer in network.layers:
                 if layer.frozen and layer.name != network.layers[-1].name:
                     log.info("channels of %s are not pruned: %s", layer.name, layer.frozen)
-            return Traced(network, skeleton, ties, example)
+            return Traced(network, skeleton, ties, example, (model, example_inputs))
         without |= failed
 
 

@@ -20,13 +20,11 @@ inline T read(const void* p) noexcept {
   return v;
 }
 
-// Fetches `size` bytes into the cache, from `ahead` bytes behind `p` on, to read or (Write) to write them. Addresses that
-// are no one's are asked for in vain.
+// Fetches `size` bytes into the cache, to read or (Write) to write them.
 template <bool Write = false>
-inline void fetch(const void* p, std::size_t ahead, std::size_t size) noexcept {
-  const std::uintptr_t at = reinterpret_cast<std::uintptr_t>(p) + ahead;
+inline void fetch(const void* p, std::size_t size) noexcept {
   TIGHTROPE_UNROLL
-  for (std::size_t i = 0; i < size; i += 64) __builtin_prefetch(reinterpret_cast<const void*>(at + i), Write);
+  for (std::size_t i = 0; i < size; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, Write);
 }
 
 inline U bytes(std::uint32_t value) noexcept { return U{} + value * 0x01010101u; }
@@ -81,7 +79,7 @@ void quantize_row(const Linear& call, std::size_t row, const QuantizedRows& out)
       out.starts[s * out.count + row] = start * sum;
     }
   };
-  if (call.x != nullptr && row + 1 < call.m) fetch(call.x + row * k, k * sizeof(float), k * sizeof(float));  // the next
+  if (call.x != nullptr && row + 1 < call.m) fetch(call.x + (row + 1) * k, k * sizeof(float));
   float scale = call.x_scale;
   if (call.x_codes != nullptr) {
     const std::uint8_t* x = call.x_codes + row * k;
@@ -189,11 +187,12 @@ inline void each_quad(const std::uint8_t* chunk, const Use& use) noexcept {
 // once, since the inner code cannot divide for them.
 struct Weight {
   const std::uint8_t* packed;
-  std::size_t tile_bytes, segment_bytes, chunks, segments, step;  // step: chunks of a segment
+  std::size_t bytes, tile_bytes, segment_bytes, chunks, segments, step;  // step: chunks of a segment
   std::size_t header, next_header;                                // next_header: 0 where one group is the whole row
   bool has_zeros;
   explicit Weight(const Linear& call) noexcept
       : packed(call.packed),
+        bytes(call.w.bytes()),
         tile_bytes(call.w.tile_bytes()),
         segment_bytes(call.w.segment_bytes()),
         chunks(call.w.chunks()),
@@ -203,6 +202,12 @@ struct Weight {
         next_header(call.w.group == 0 ? 0 : segment_bytes),
         has_zeros(call.w.zeros) {}
 
+  // How many bytes, at most `ahead`, behind `p` there are `size` more: fetching from where no memory is mapped takes
+  // longer than waiting.
+  std::size_t reach(const std::uint8_t* p, std::size_t ahead, std::size_t size) const noexcept {
+    const std::size_t left = bytes - static_cast<std::size_t>(p - packed);
+    return std::min(ahead, left - std::min(left, size));
+  }
   const std::uint8_t* record(std::size_t column) const noexcept { return packed + column / kParts * tile_bytes; }
   F sums(std::size_t column) const noexcept {
     return load(reinterpret_cast<const float*>(record(column)) + column % kParts * kLanes);
@@ -314,6 +319,7 @@ void few_rows(const Linear& call, const Weight& weight, const QuantizedRows& row
   const std::int32_t* starts = rows.starts + row;
   const std::uint8_t *scales = weight.scales(column, 0), *zeros = weight.zeros(column, 0);
   const std::uint8_t* codes = weight.codes(column, 0);
+  const std::size_t ahead = weight.reach(weight.record(column), kAhead, weight.tile_bytes);
   F totals[Rows][Columns] = {};
   for (std::size_t c = 0; c < weight.chunks;) {
     I dots[Rows][Columns][places][copies];
@@ -326,7 +332,7 @@ void few_rows(const Linear& call, const Weight& weight, const QuantizedRows& row
     const std::uint8_t* chunk = codes;
     for (const std::size_t end = std::min(c + weight.step, weight.chunks); c < end;
          ++c, chunk += kVector * Bits, a += kChunk) {
-      fetch(chunk, kAhead, Bits * Columns * kWidth);
+      fetch(chunk + ahead, Bits * Columns * kWidth);
       each_quad<Bits, raw, Columns>(chunk, [&](auto j, const U(&quad)[Columns]) {
         TIGHTROPE_UNROLL
         for (std::size_t r = 0; r < Rows; ++r) {
@@ -378,11 +384,12 @@ void unpack_chunks(const Weight& weight, std::size_t column, std::size_t s, std:
     for (std::size_t t = 0; t < Columns; ++t) {
       const std::uint8_t* chunk = weight.codes(column + t, s);
       std::uint8_t* to = out + t * kWidth;
+      const std::size_t fetched = weight.reach(chunk, ahead, count * kVector * Bits);
       for (std::size_t i = 0; i < count; ++i, chunk += kVector * Bits, to += 8 * Columns * kWidth) {
         each_quad<Bits, false, 1>(chunk, [&](auto j, const U(&codes)[1]) {
           std::memcpy(to + j * Columns * kWidth, codes, sizeof codes);
         });
-        if (t % kParts == 0) fetch(chunk, ahead, kVector * Bits);
+        if (t % kParts == 0) fetch(chunk + fetched, kVector * Bits);
       }
     }
     c += count;
@@ -496,7 +503,7 @@ void many_rows(const Linear& call, const Weight& weight, const QuantizedRows& ro
                         height = (left + pieces - 1) / pieces;
       if (end == chunks && call.y != nullptr)
         for (std::size_t i = r; i < r + height; ++i)
-          fetch<true>(call.y, (i * call.w.n + column * kLanes) * sizeof(float), Columns * kWidth);
+          fetch<true>(call.y + i * call.w.n + column * kLanes, Columns * kWidth);
       F* const at = totals + (r - row0) * Columns;
       block_of<Isa::code_class(Bits), Columns>(height, weight, rows, r, column, codes, s, c, end, at);
       if (end == chunks) finish_rows<Columns>(call, weight, rows, r, r + height, column, at);

@@ -155,6 +155,27 @@ def test_gelu(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("activation", [0, 1, 2])
+@pytest.mark.parametrize("m", [1, 6])
+def test_one_layer_hands_codes_to_the_next(isa: str, activation: int, m: int) -> None:
+    """Bias and activation fused, uint8 out; then uint8 in. Codes are those of the float64 result but where it is a tie."""
+    rng = np.random.default_rng(activation)
+    weights = [weight(40, 96, 4, 32, 1), weight(20, 40, 3, 0, 2)]
+    first, second = (pack(*weights[i], bits, group) for i, bits, group in ((0, 4, 32), (1, 3, 0)))
+    w, bias = [real(*weights[0], 32), real(*weights[1], 0)], rng.normal(size=40).astype(np.float32)
+    x = rng.integers(0, 256, (m, 96)).astype(np.uint8)
+    scale, zero = 0.5, 3 if activation else 128
+    codes = run(
+        x, first, 40, 4, 32, isa=isa, bias=bias, activation=activation, x_scale=0.01, x_zero=120, y_scale=scale, y_zero=zero
+    )
+    y = torch.from_numpy(np.float32(0.01) * (x.astype(np.float64) - 120) @ w[0].T + bias)
+    ideal = (y, y.relu(), nn.functional.gelu(y))[activation].numpy() / scale + zero
+    assert (np.abs(codes - np.clip(ideal, 0, 255)) <= 0.5 + 1e-3).all()
+    out = run(codes, second, 20, 3, 0, isa=isa, x_scale=scale, x_zero=zero)
+    np.testing.assert_allclose(out, scale * (codes.astype(np.float64) - zero) @ w[1].T, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("activation", [0, 1, 2])
 def test_what_is_not_finite_spoils_its_row_and_no_other(isa: str, bad: float, activation: int) -> None:
@@ -275,7 +296,8 @@ def test_any_leading_shape(x: torch.Tensor) -> None:
 
 def test_opcheck() -> None:
     linear, x = layer(group=32), torch.randn(3, 77)
-    for arguments in [(x,), (x, 2, 0.1, 7, 0.2, 3)]:
+    codes = torch.randint(0, 256, (3, 77), dtype=torch.uint8)
+    for arguments in [(x,), (x, 2, 0.1, 7, 0.2, 3), (codes, 1, 0.1, 7)]:
         rest = (linear.packed, linear.bias, 21, 4, 32)
         torch.library.opcheck(quant_linear, (arguments[0], *rest, *arguments[1:]))
 
@@ -288,13 +310,13 @@ def test_export_with_a_dynamic_batch() -> None:
     assert torch.equal(program.module()(x), linear(x))
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
-def test_compile_fullgraph() -> None:
+def test_compile_fullgraph(backend: str) -> None:
     model = nn.Sequential(layer(), nn.ReLU()).eval()
     x = torch.randn(4, 77)
     with inductor.patch(force_disable_caches=True):  # whose keys leave the operator's schema out
-        assert torch.equal(torch.compile(model, fullgraph=True)(x), model(x))
+        assert torch.equal(torch.compile(model, fullgraph=True, backend=backend)(x), model(x))
 
 
 def test_threads_change_nothing() -> None:
@@ -322,6 +344,9 @@ def test_threads_change_nothing() -> None:
             "packed must hold exactly the [0-9]+ bytes .* or [0-9]+ with zero points, got",
         ),
         ({"bias": torch.zeros(20)}, "bias must be contiguous float32 of n = 21 elements"),
+        ({"bias": torch.zeros(21, dtype=torch.float64)}, "bias must be contiguous float32 of n = 21 elements"),
+        ({"bias": torch.zeros(42)[::2]}, "bias must be contiguous float32 of n = 21 elements"),
+        ({"packed": torch.zeros(20, dtype=torch.uint8)[::2]}, "packed must be contiguous uint8"),
         ({"bits": 9}, r"bits must lie in \[2, 8\]"),
         ({"group": 48}, "group must be 0"),
         ({"activation": 3}, r"activation must be 0 \(none\), 1 \(relu\) or 2 \(gelu\), got 3"),

@@ -10,7 +10,7 @@ import torch
 import tightrope as tr
 from tests import digits
 from tightrope.search import config as configs
-from tightrope.search.evaluate import evaluator_for, held, let_go, open_session, pack, score_module, unpack
+from tightrope.search.evaluate import TorchEvaluator, evaluator_for, held, let_go, open_session, pack, score_module, unpack
 from tightrope.search.progress import Quiet
 from tightrope.search.session import set_up
 from tightrope.search.task import load, one_example, score_of
@@ -95,6 +95,8 @@ def test_workers_score_what_the_driver_scores(run: tuple[tr.Study, Path]) -> Non
         assert there.evaluate(policy) == score
         module = tr.compress_prepared(None, policy, setting.prepared)
         assert score_module(module, task.split("search"), task.measure).value == pytest.approx(score.value, abs=2 * score.stderr)
+    slow = TorchEvaluator(setting.prepared, task)  # of models that ONNX cannot hold
+    assert unpack(pack(slow)).evaluate(policy) == slow.evaluate(policy)
 
 
 def test_slices_of_one_tensor_travel_once_and_come_back_as_ones_own() -> None:
