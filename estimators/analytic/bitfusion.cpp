@@ -145,15 +145,18 @@ void order(const Chip& chip, const Tile& tile, unsigned left, const Sizes& traff
   }
 }
 
-Mapping best_of(const Chip& chip, std::vector<Tile>& tiles) {
+Mapping best_of(const Chip& chip, const std::vector<Tile>& tiles) {
   Mapping best;
-  std::stable_sort(tiles.begin(), tiles.end(), [](const Tile& a, const Tile& b) { return a.least < b.least; });
-  for (const Tile& tile : tiles) {
-    if (tile.least > best.cycles) break;
+  const auto try_orders = [&](const Tile& tile) {
     unsigned left = 0;
     for (unsigned loop = 0; loop < kLoops; ++loop) left |= (tile.trips[loop] > 1 ? 1u : 0u) << loop;
     order(chip, tile, left, tile.sizes, tile.sizes, best);
-  }
+  };
+  // The most promising tile first: few others can still be better then.
+  const auto first = std::min_element(tiles.begin(), tiles.end(), [](auto& a, auto& b) { return a.least < b.least; });
+  try_orders(*first);
+  for (auto tile = tiles.begin(); tile != tiles.end(); ++tile)
+    if (tile != first && tile->least <= best.cycles) try_orders(*tile);
   return best;
 }
 
