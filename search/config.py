@@ -66,7 +66,7 @@ class Config(_Strict):
     search waits for its workers to be ready, and for another where none is left.
 
     `stopping` is the probability with which a trial that is no worse than the best so far may be given up early
-    (`search/stopping.py`); 0 scores every trial on the whole split.
+    (`docs/stopping.md`); 0 scores every trial on the whole split.
     """
 
     model: str = ""
