@@ -125,6 +125,13 @@ def test_resume_of_a_finished_run_changes_no_trial(run: Path) -> None:
     assert after[: len(before)] == before
 
 
+def test_a_cluster_that_is_not_there_is_said_and_the_folder_stays_free(tmp_path: Path) -> None:
+    (tmp_path / "net.yaml").write_text(GOOD.replace("workers: 0", "workers: 1"))
+    done = tightrope("search", tmp_path / "net.yaml", "--address", "127.0.0.1:1", "--out", tmp_path / "net")
+    refused(done, "Ray cannot be reached at '127.0.0.1:1'", "without an address it is started here")
+    assert not (tmp_path / "net" / "trials.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
