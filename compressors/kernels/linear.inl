@@ -401,11 +401,12 @@ void unpack_chunks(const Weight& weight, std::size_t column, std::size_t s, std:
   }
 }
 
-// Adds inputs [32 * chunk, 32 * chunk_end), which start with segment `s`, to Rows x Columns outputs. `codes` are those
-// inputs unpacked; `totals` has rows of Columns registers.
+// Adds inputs [32 * chunk, 32 * chunk_end), which start with segment `s`, to Rows x Columns outputs: to what is `before`,
+// giving `totals`, which may be the same; rows of Columns registers. `codes` are those inputs unpacked.
 template <int Bits, std::size_t Rows, std::size_t Columns>
 void block(const Weight& weight, const QuantizedRows& rows, std::size_t row, std::size_t column,
-           const std::uint8_t* codes, std::size_t s, std::size_t chunk, std::size_t chunk_end, F* totals) noexcept {
+           const std::uint8_t* codes, std::size_t s, std::size_t chunk, std::size_t chunk_end, const F* before,
+           F* totals) noexcept {
   const std::size_t step = weight.step, stride = rows.stride, next_sums = rows.count, next_header = weight.next_header;
   const bool has_zeros = weight.has_zeros;
   const std::int8_t* a = rows.codes + row * stride + chunk * kChunk;
@@ -450,7 +451,7 @@ void block(const Weight& weight, const QuantizedRows& rows, std::size_t row, std
         const F scale = read<F>(scales[c]), zero = Isa::bytes_as_float(zeros[c]);
         TIGHTROPE_UNROLL
         for (std::size_t r = 0; r < Rows; ++r)
-          totals[r * Columns + c] = rescaled(totals[r * Columns + c], dots[r][c], scale, zero, sums[r]);
+          totals[r * Columns + c] = rescaled(before[r * Columns + c], dots[r][c], scale, zero, sums[r]);
       }
     } else {
       TIGHTROPE_UNROLL
@@ -458,10 +459,11 @@ void block(const Weight& weight, const QuantizedRows& rows, std::size_t row, std
         const F scale = read<F>(scales[c]);
         TIGHTROPE_UNROLL
         for (std::size_t r = 0; r < Rows; ++r)
-          totals[r * Columns + c] = rescaled(totals[r * Columns + c], dots[r][c], scale);
+          totals[r * Columns + c] = rescaled(before[r * Columns + c], dots[r][c], scale);
       }
     }
     for (std::size_t c = 0; c < Columns; ++c) scales[c] += next_header, zeros[c] += next_header;
+    before = totals;
   }
 }
 
@@ -494,7 +496,7 @@ void many_rows(const Linear& call, const Weight& weight, const QuantizedRows& ro
                std::size_t column) noexcept {
   alignas(64) std::uint8_t codes[kDepth * kLanes * Columns];
   alignas(64) F totals[kRowBlock * Columns];
-  std::memset(totals, 0, (row1 - row0) * Columns * sizeof(F));
+  const F nought[Isa::kRows * Columns] = {};
   const std::size_t chunks = weight.chunks, deep = kDepth / kChunk / weight.step, depth = deep * weight.step;
   constexpr std::size_t strip = std::max<std::size_t>(1, Columns / kParts);  // tiles
   for (std::size_t c = 0, s = 0; c < chunks; c += depth, s += deep) {
@@ -509,7 +511,8 @@ void many_rows(const Linear& call, const Weight& weight, const QuantizedRows& ro
         for (std::size_t i = r; i < r + height; ++i)
           fetch<true>(call.y + i * call.w.n + column * kLanes, Columns * kWidth);
       F* const at = totals + (r - row0) * Columns;
-      block_of<Isa::code_class(Bits), Columns>(height, weight, rows, r, column, codes, s, c, end, at);
+      block_of<Isa::code_class(Bits), Columns>(height, weight, rows, r, column, codes, s, c, end,
+                                               c == 0 ? nought : at, at);
       if (end == chunks) finish_rows<Columns>(call, weight, rows, r, r + height, column, at);
       r += height;
     }
