@@ -278,6 +278,7 @@ void finish_rows(const Linear& call, const Weight& weight, const QuantizedRows& 
   const bool centred = call.x_codes == nullptr && !(call.x_scale > 0.0f);
   const F offset = splat(centred ? 0.0f : static_cast<float>(call.x_zero - 128));
   F bias[Columns], correction[Columns];
+  TIGHTROPE_UNROLL
   for (std::size_t c = 0; c < Columns; ++c) {
     const std::size_t at = std::min(n, channel + c * kLanes), left = n - at;
     bias[c] = call.bias == nullptr ? F{} : left >= kLanes ? load(call.bias + at) : load_part(call.bias + at, left);
@@ -285,9 +286,10 @@ void finish_rows(const Linear& call, const Weight& weight, const QuantizedRows& 
   }
   for (; row < row_end; ++row, totals += Columns) {
     const F scale = splat(rows.scales[row]);
-    for (std::size_t c = 0; c < Columns && channel + c * kLanes < n; ++c)
-      finish<Act>(call, row * n + channel + c * kLanes, n - channel - c * kLanes,
-                  Isa::fma(totals[c] - correction[c], scale, bias[c]));
+    TIGHTROPE_UNROLL
+    for (std::size_t c = 0; c < Columns; ++c)
+      if (const std::size_t at = channel + c * kLanes; at < n)
+        finish<Act>(call, row * n + at, n - at, Isa::fma(totals[c] - correction[c], scale, bias[c]));
   }
 }
 
@@ -315,13 +317,15 @@ void few_rows(const Linear& call, const Weight& weight, const QuantizedRows& row
   constexpr int places = raw ? 8 / Bits : 1;
   constexpr int copies = std::max(1, Isa::kSums / (static_cast<int>(Rows * Columns) * places));
   const std::int8_t* a = rows.codes + row * rows.stride;
+  const std::int8_t* const a_end = a + weight.chunks * kChunk;
+  const std::size_t step = weight.step * kChunk, stride = rows.stride;
   const float* sums = rows.sums + row;
   const std::int32_t* starts = rows.starts + row;
   const std::uint8_t *scales = weight.scales(column, 0), *zeros = weight.zeros(column, 0);
   const std::uint8_t* codes = weight.codes(column, 0);
   const std::size_t ahead = weight.reach(weight.record(column), kAhead, weight.tile_bytes);
   F totals[Rows][Columns] = {};
-  for (std::size_t c = 0; c < weight.chunks;) {
+  while (a != a_end) {
     I dots[Rows][Columns][places][copies];
     TIGHTROPE_UNROLL
     for (std::size_t r = 0; r < Rows; ++r)
@@ -330,13 +334,13 @@ void few_rows(const Linear& call, const Weight& weight, const QuantizedRows& row
         TIGHTROPE_UNROLL
         for (int i = 0; i < places * copies; ++i) dots[r][t][i / copies][i % copies] = I{} + (i == 0 ? starts[r] : 0);
     const std::uint8_t* chunk = codes;
-    for (const std::size_t end = std::min(c + weight.step, weight.chunks); c < end;
-         ++c, chunk += kVector * Bits, a += kChunk) {
+    for (const std::int8_t* const end = a + std::min<std::size_t>(step, a_end - a); a != end;
+         a += kChunk, chunk += kVector * Bits) {
       fetch(chunk + ahead, Bits * Columns * kWidth);
       each_quad<Bits, raw, Columns>(chunk, [&](auto j, const U(&quad)[Columns]) {
         TIGHTROPE_UNROLL
         for (std::size_t r = 0; r < Rows; ++r) {
-          const I x = quad_of(a + r * rows.stride + 4 * j);
+          const I x = quad_of(a + r * stride + 4 * j);
           TIGHTROPE_UNROLL
           for (std::size_t t = 0; t < Columns; ++t) {
             I& sum = dots[r][t][raw ? place_of<Bits>(j) : 0][j % copies];
@@ -397,11 +401,12 @@ void unpack_chunks(const Weight& weight, std::size_t column, std::size_t s, std:
   }
 }
 
-// Adds inputs [32 * chunk, 32 * chunk_end), which start with segment `s`, to Rows x Columns outputs. `codes` are those
-// inputs unpacked; `totals` has rows of Columns registers.
+// Adds inputs [32 * chunk, 32 * chunk_end), which start with segment `s`, to Rows x Columns outputs: to what is `before`,
+// giving `totals`, which may be the same; rows of Columns registers. `codes` are those inputs unpacked.
 template <int Bits, std::size_t Rows, std::size_t Columns>
 void block(const Weight& weight, const QuantizedRows& rows, std::size_t row, std::size_t column,
-           const std::uint8_t* codes, std::size_t s, std::size_t chunk, std::size_t chunk_end, F* totals) noexcept {
+           const std::uint8_t* codes, std::size_t s, std::size_t chunk, std::size_t chunk_end, const F* before,
+           F* totals) noexcept {
   const std::size_t step = weight.step, stride = rows.stride, next_sums = rows.count, next_header = weight.next_header;
   const bool has_zeros = weight.has_zeros;
   const std::int8_t* a = rows.codes + row * stride + chunk * kChunk;
@@ -446,7 +451,7 @@ void block(const Weight& weight, const QuantizedRows& rows, std::size_t row, std
         const F scale = read<F>(scales[c]), zero = Isa::bytes_as_float(zeros[c]);
         TIGHTROPE_UNROLL
         for (std::size_t r = 0; r < Rows; ++r)
-          totals[r * Columns + c] = rescaled(totals[r * Columns + c], dots[r][c], scale, zero, sums[r]);
+          totals[r * Columns + c] = rescaled(before[r * Columns + c], dots[r][c], scale, zero, sums[r]);
       }
     } else {
       TIGHTROPE_UNROLL
@@ -454,10 +459,11 @@ void block(const Weight& weight, const QuantizedRows& rows, std::size_t row, std
         const F scale = read<F>(scales[c]);
         TIGHTROPE_UNROLL
         for (std::size_t r = 0; r < Rows; ++r)
-          totals[r * Columns + c] = rescaled(totals[r * Columns + c], dots[r][c], scale);
+          totals[r * Columns + c] = rescaled(before[r * Columns + c], dots[r][c], scale);
       }
     }
     for (std::size_t c = 0; c < Columns; ++c) scales[c] += next_header, zeros[c] += next_header;
+    before = totals;
   }
 }
 
@@ -490,7 +496,7 @@ void many_rows(const Linear& call, const Weight& weight, const QuantizedRows& ro
                std::size_t column) noexcept {
   alignas(64) std::uint8_t codes[kDepth * kLanes * Columns];
   alignas(64) F totals[kRowBlock * Columns];
-  std::memset(totals, 0, (row1 - row0) * Columns * sizeof(F));
+  const F nought[Isa::kRows * Columns] = {};
   const std::size_t chunks = weight.chunks, deep = kDepth / kChunk / weight.step, depth = deep * weight.step;
   constexpr std::size_t strip = std::max<std::size_t>(1, Columns / kParts);  // tiles
   for (std::size_t c = 0, s = 0; c < chunks; c += depth, s += deep) {
@@ -505,7 +511,8 @@ void many_rows(const Linear& call, const Weight& weight, const QuantizedRows& ro
         for (std::size_t i = r; i < r + height; ++i)
           fetch<true>(call.y + i * call.w.n + column * kLanes, Columns * kWidth);
       F* const at = totals + (r - row0) * Columns;
-      block_of<Isa::code_class(Bits), Columns>(height, weight, rows, r, column, codes, s, c, end, at);
+      block_of<Isa::code_class(Bits), Columns>(height, weight, rows, r, column, codes, s, c, end,
+                                               c == 0 ? nought : at, at);
       if (end == chunks) finish_rows<Columns>(call, weight, rows, r, r + height, column, at);
       r += height;
     }
