@@ -12,12 +12,13 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
-from tightrope.estimators.measured.clock import low_quartile
+from tightrope.estimators.measured.clock import QUARTILE
 from tightrope.estimators.measured.grid import MOST_AXES, Axis, Design, Floats, Grid, Ints, Rule, Sizes, design, evaluate, fit_sum
 from tightrope.estimators.measured.nodes import Key
 from tightrope.spaces.errors import DeviceError, FormatError
@@ -77,8 +78,11 @@ class _Family:
 
 
 def pooled(passes: Sequence[Sequence[float]]) -> float:
-    """The low quartile of the samples of all passes."""
-    return float(low_quartile(np.concatenate(passes)[:, None])[0])
+    """The low quartile of the samples of all passes, as `clock.low_quartile` has it; quicker for a few."""
+    samples = sorted(chain.from_iterable(passes))
+    low, share = divmod((len(samples) - 1) * QUARTILE / 100, 1)
+    below, above = samples[int(low)], samples[min(int(low) + 1, len(samples) - 1)]
+    return below + share * (above - below)
 
 
 class Table:

@@ -10,7 +10,7 @@ import pytest
 from tightrope.estimators.measured.fitted import kinds, nearest_sum, quiet, surely
 from tightrope.estimators.measured.grid import Axis, Grid, counted, design, evaluate, fit_sum, output_column
 from tightrope.estimators.measured.nodes import bytes_of
-from tightrope.estimators.measured.table import Table, Untimed, designs
+from tightrope.estimators.measured.table import Table, Untimed, designs, pooled
 from tightrope.spaces.errors import DeviceError
 
 CONV = "com.microsoft:QLinearConv{group=1}(u:1,9,9,*;=f:;=u:;=s:*,*,3,3;=f:*)->u:1,9,9,*"
@@ -141,6 +141,13 @@ def test_times_of_another_hour_are_scaled_by_the_reference() -> None:
     table.declare(designs({CONV: {conv(16, 16)}}))
     table.add([(CONV, conv(16, 16))], np.full((4, 1), 0.129), 1.0, 0.001)  # the machine was half as fast
     assert table.time((CONV, conv(16, 16))) == pytest.approx(0.064)
+
+
+@pytest.mark.parametrize("counts", [(1,), (2,), (7, 7, 7), (3, 5)])
+def test_the_low_quartile_of_passes_is_that_of_all_their_samples(counts: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    passes = [rng.uniform(1, 2, n).tolist() for n in counts]
+    assert pooled(passes) == pytest.approx(np.percentile(np.concatenate(passes), 25), rel=1e-12)
 
 
 def test_passes_are_pooled() -> None:
