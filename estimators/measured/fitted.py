@@ -130,7 +130,7 @@ class Fitted:
         done, total = 0, sum(len(part) for part in nodes) + sum(len(part) for part in nets)
         log.info("timing %d nodes of %d families, and %d nets, each %d times", len(nodes[-1]), len(wanted), len(nets[-1]), PASSES)
         for keys, names in zip(nodes, nets, strict=True):
-            whole = self._time_nets({name: anchors[name] for name in names}, rng)
+            whole = self._time_nets({name: anchors[name] for name in names}, rng, self.runtime.apart)
             for chunk in chain(whole, self._time(keys, rng, self.runtime.apart)):
                 done += chunk
                 if progress is not None:
@@ -161,22 +161,27 @@ class Fitted:
             size += taken
         return len(runners), *rounds_of(runners, NODE_ROUNDS, rng, self.runtime.steady())
 
-    def _time_nets(self, policies: Mapping[str, Policy], rng: np.random.Generator) -> Iterator[int]:
+    def _time_nets(self, policies: Mapping[str, Policy], rng: np.random.Generator, run: Run) -> Iterator[int]:
         """The same for whole nets, by their policies' JSON, each chunk beside the dense net."""
-        for chosen, samples, reference, empty in self._beside_dense([*policies.values()], rng):
+        for chosen, samples, reference, empty in self._beside_dense([*policies.values()], rng, run):
             names = [[*policies][i] for i in chosen]
             self.table.add_nets(names, samples[:, 1:], reference, empty, float(low_quartile(samples[:, :1])[0]))
             yield len(chosen)
 
     def _beside_dense(
-        self, policies: Sequence[Policy], rng: np.random.Generator
+        self, policies: Sequence[Policy], rng: np.random.Generator, run: Run
     ) -> Iterator[tuple[list[int], Float, float, float]]:  # fmt: skip
         """Time nets in chunks of random order: indices of a chunk's policies, and what `rounds_of` gives for dense and them."""
         order = rng.permutation(len(policies)).tolist()
         for start in range(0, len(order), CHUNK_NETS):
             chosen = order[start : start + CHUNK_NETS]
-            nets = [self.runtime.net(p) for p in (self.space.dense, *(policies[i] for i in chosen))]
-            yield chosen, *rounds_of(nets, NET_ROUNDS, rng, self.runtime.steady())
+            _, samples, reference, empty = run(partial(self._nets, [policies[i] for i in chosen], rng.spawn(1)[0]))
+            yield chosen, samples, reference, empty
+
+    def _nets(self, policies: Sequence[Policy], rng: np.random.Generator) -> tuple[int, Float, float, float]:
+        """The number of policies, and what `rounds_of` says of the dense net and theirs."""
+        nets = [self.runtime.net(p) for p in (self.space.dense, *policies)]
+        return len(policies), *rounds_of(nets, NET_ROUNDS, rng, self.runtime.steady())
 
     def timed(self, policies: Sequence[Policy], *, seed: int = 0) -> tuple[Float, float]:
         """Build the nets of policies and time them beside the dense one, in passes over all of them.
@@ -186,7 +191,7 @@ class Fitted:
         """
         rng, ratios = np.random.default_rng(seed), [list[Float]() for _ in policies]
         for _ in range(PASSES):
-            for chosen, samples, _, empty in self._beside_dense(policies, rng):
+            for chosen, samples, _, empty in self._beside_dense(policies, rng, inline):
                 own = (samples - empty) / (low_quartile(samples[:, :1])[0] - empty)
                 for index, column in zip(chosen, own[:, 1:].T, strict=True):
                     ratios[index].append(column)
@@ -315,10 +320,15 @@ class Fitted:
             )
         log.info("timing %d nodes that no probe enclosed, %s among them", len(missing), missing[0])
         self.table.declare({family: design(family, [sizes]) for family, sizes in missing})
-        for _ in self._time(missing, np.random.default_rng(0), lambda work: work()):
+        for _ in self._time(missing, np.random.default_rng(0), inline):
             pass
         self._picoseconds.clear()
         return [self.table.time(k) for k in keys]
+
+
+def inline(work: Callable[[], T]) -> T:
+    """Do work in this process."""
+    return work()
 
 
 def survey(

@@ -110,7 +110,7 @@ class TorchRuntime:
         return Runner(self.source.unit(key, self.batch), whole=False), UNIT_BYTES
 
     def apart(self, work: Callable[[], T]) -> T:
-        """Thousands of units leave memory in pieces, and oneDNN's cache full: nets that ran after them took a tenth longer.
+        """Units and nets leave memory in pieces, and oneDNN's cache full: nets that ran after a table's took a tenth longer.
 
         A fork has none of the threads that torch had, and would wait for them.
         """
