@@ -45,12 +45,13 @@ class ILP:
 
     def __init__(
         self, problem: Problem, *, sensitivities: int | None = None, moved: int | None = None, certain: int = 3,
-        reach: float = 0.5, cheaper: float = 0.1,
+        reach: float = 0.5, cheaper: float = 0.1, guesses: int | None = None,
     ) -> None:  # fmt: skip
         self._problem, self._aim, self._even = problem, Aim(problem, cheaper=cheaper), problem.even
         d = problem.space.dimension
-        self._sensitivities = min(d, max(2, problem.trials // 4)) if sensitivities is None else sensitivities
-        self._moved = min(d, -(-2 * d // self._sensitivities)) if moved is None else moved
+        self._guesses = problem.trials // 10 if problem.space.losses and guesses is None else guesses or 0
+        self._sensitivities = 0 if self._guesses else min(d, max(2, problem.trials // 4)) if sensitivities is None else sensitivities
+        self._moved = min(d, -(-2 * d // max(1, self._sensitivities))) if moved is None else moved
         self._certain, self._reach = certain, reach
         self._response = Response(problem.space)
         self._sizes = self._response.sizes
@@ -64,6 +65,8 @@ class ILP:
         limits = self._aim.limits(rng)
         if number < len(even):
             return even[number]
+        if number < len(even) + self._guesses:
+            return self._programme(self._best(), self._response.guess(rng), limits, 1.0)
         if number < len(even) + self._sensitivities or len(self._told) < 4:
             return self._measure(number - len(even), rng, limits)
         self._learn()
