@@ -1,9 +1,10 @@
 """What each option of a space is expected to lose, from calibration alone: noise over signal at the output of a layer.
 
-The statistics of calibration tell without running the model how far a layer's output moves, squared and relative to its variance,
-when its weights are rounded or factorised (`tr(E C E') / tr(W C W')` for an error `E` and inputs of covariance `C`, as in
-Frantar and Alistarh 2022, "Optimal brain compression"), when its input is rounded, or when it loses input channels and the rest
-take over what they can. One option is looked at at a time, everything else whole. What a loss is worth is not known here: an agent learns it.
+The statistics of calibration tell without running the model how far a layer's output moves, squared and relative to its
+variance, when its weights are rounded or factorised (`tr(E C E') / tr(W C W')` for an error `E` and inputs of covariance `C`, as
+in Frantar and Alistarh 2022, "Optimal brain compression"), when its input is rounded, or when it loses input channels and the
+rest take over what they can. One option is looked at at a time, everything else whole. What a loss is worth in points of accuracy
+is not known here: an agent learns it.
 """
 
 from collections.abc import Iterator
