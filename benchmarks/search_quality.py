@@ -13,7 +13,8 @@ after 200 trials; and the hypervolume of its front, scored on the second split t
 each scored once on two disjoint splits and kept as a table; the regret of each agent is against the best policy of the first split,
 and both are scored on the second.
 
-Every search is a run folder in DIR and every score is kept there: run it again to go on.
+Every search is a run folder in DIR and every score is kept there, for all agents: run it again to go on. All agents search with
+one seed before the next seed begins, so that what stands when it is stopped is paired: `--report` prints it and searches nothing.
 """
 
 import argparse
@@ -126,9 +127,14 @@ class Cell:
         self.name, self.space, self.device, self.budget, self.first, self.second = name, space, device, budget, first, second
         self._folder = folder / name
 
-    def search(self, agent: str, seed: int, trials: int) -> list[Row] | None:
-        """The trials of a search, from its folder or run now; None where the agent cannot search this space."""
+    def search(self, agent: str, seed: int, trials: int, *, kept: bool = False) -> list[Row] | None:
+        """The trials of a search, from its folder or (unless they must be `kept`) run now; None where there are none.
+
+        An agent that cannot search this space has none.
+        """
         path = self._folder / f"{agent}-{seed}-{trials}.json"
+        if kept and not path.exists():
+            return None
         if not path.exists():
             try:
                 rows = self._run(agent, seed, trials, path.with_suffix(""))
@@ -266,6 +272,7 @@ def enumerated(folder: Path) -> tuple[Cell, Table]:
     """The space that can be enumerated: four groups of four widths, three layers of four weight widths."""
     from torch import nn
 
+    from tightrope.compressors.sensitivity import losses
     from tightrope.search.config import make as config
     from tightrope.search.demo_task import Schedule, fit, initialised
     from tightrope.search.session import set_up
@@ -285,7 +292,8 @@ def enumerated(folder: Path) -> tuple[Cell, Table]:
     names = [layer.name for layer in setting.space.network.layers]
     pairs = {name: ((2, 8), (3, 8), (4, 8), (8, 8)) if name in names[1:-1] else ((8, 8),) for name in names}
     widths = {g: tuple(n * o[-1] // 4 for n in (1, 2, 3, 4)) for g, o in setting.space.widths.items()}
-    space = replace(setting.space, widths=widths, pairs=pairs, ranks=dict.fromkeys(names, (1.0,)))
+    space = replace(setting.space, widths=widths, pairs=pairs, ranks=dict.fromkeys(names, (1.0,)), losses={})
+    space = replace(space, losses=losses(setting.prepared, space))
     (folder / "enumerated").mkdir(parents=True, exist_ok=True)
     table = Table(space, OrtEvaluator(setting.source, task), (slice(0, 548), slice(548, 1097)), folder / "enumerated" / "table.npy")
     first, second = table.scorer(0), table.scorer(1)
@@ -318,16 +326,18 @@ class Figures:
         self.rows.append({"name": name, "value": round(value, 5), "unit": unit})
 
 
-def compare(cell: Cell, agents: Sequence[str], seeds: int, trials: int, figures: Figures) -> None:
-    """The table of one cell."""
-    found: dict[str, list[list[Row]]] = {}
-    for seed in range(seeds):
-        for agent in agents:
-            rows = cell.search(agent, seed, trials)
-            if rows is not None:
-                found.setdefault(agent, []).append(rows)
+def compare(cell: Cell, agents: Sequence[str], seeds: int, trials: int, figures: Figures, *, kept: bool) -> None:
+    """The table of one cell; where searches must be `kept`, of the seeds that all agents which have any have in common."""
+    runs = {(a, seed): cell.search(a, seed, trials, kept=kept) for seed in range(seeds) for a in agents}
+    every = [seed for seed in range(seeds) if runs[agents[0], seed] is not None]
+    able = [a for a in agents if every and runs[a, every[0]] is not None]
+    every = [seed for seed in every if all(runs[a, seed] is not None for a in able)]
+    found = {a: [rows for seed in every if (rows := runs[a, seed]) is not None] for a in able}
+    if not every:
+        print(f"\n{cell.name}: no seed of all agents yet")
+        return
     dense = cell.second.evaluate(cell.space.dense)
-    print(f"\n{cell.name}, {cell.budget}; dense {dense.value:.2f} ± {dense.stderr:.2f} on the second split; {seeds} seeds")
+    print(f"\n{cell.name}, {cell.budget}; dense {dense.value:.2f} ± {dense.stderr:.2f} on the second split; {len(every)} seeds")
     points = sorted({min(at, trials) for at in AT})
     values = {(a, at): [cell.quality(rows, at) for rows in runs] for a, runs in found.items() for at in points}
     for at in points:
@@ -364,11 +374,13 @@ def _judge(values: dict[tuple[str, int], list[tuple[float, float]]], found: dict
         print(f"auto less the best single agent, {best}: {versus(ours, theirs)}")
 
 
-def to_quality(cell: Cell, seeds: int, trials: int, figures: Figures) -> None:
+def to_quality(cell: Cell, seeds: int, trials: int, figures: Figures, *, kept: bool) -> None:
     """CPU seconds of `auto` until it has what `amc` has after its episodes."""
     ratios = []
     for seed in range(seeds):
-        amc, auto = cell.search("amc", seed, AMC_EPISODES), cell.search("auto", seed, trials)
+        amc, auto = cell.search("amc", seed, AMC_EPISODES, kept=kept), cell.search("auto", seed, trials, kept=kept)
+        if kept and (amc is None or auto is None):
+            continue
         if amc is None or auto is None:
             print(f"{cell.name}: amc decides about channels alone and cannot meet {cell.budget}")
             return
@@ -376,6 +388,8 @@ def to_quality(cell: Cell, seeds: int, trials: int, figures: Figures) -> None:
         seconds = np.cumsum([r.trial_seconds + r.agent_seconds for r in auto])
         reached = [s for s, r in zip(seconds, auto, strict=True) if r.search >= goal]
         ratios.append(reached[0] / spent if reached else float("inf"))
+    if not ratios:
+        return
     print(f"CPU time of auto to what amc has after {AMC_EPISODES} episodes: {np.round(ratios, 3).tolist()} of amc's")
     figures.add(f"{cell.name}_auto_cpu_to_amc", float(np.max(ratios)), "1")
 
@@ -414,6 +428,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="only the space that can be enumerated")
     parser.add_argument("--only", nargs="+", metavar="NET-DEVICE", help="only these cells, such as residual-bitfusion")
     parser.add_argument("--agents", nargs="+", help="only these agents")
+    parser.add_argument("--report", action="store_true", help="search nothing, print what was searched")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/cache/search_quality"))
@@ -430,9 +445,9 @@ def main() -> None:
             continue
         cell = harder(net, device, arguments.out)
         agents = arguments.agents or (*AGENTS, *(OTHERS if number == 0 else ()))
-        compare(cell, agents, arguments.seeds, arguments.trials, figures)
+        compare(cell, agents, arguments.seeds, arguments.trials, figures, kept=arguments.report)
         if number == 0 and not arguments.agents:
-            to_quality(cell, arguments.seeds, arguments.trials, figures)
+            to_quality(cell, arguments.seeds, arguments.trials, figures, kept=arguments.report)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures.rows, indent=1) + "\n", encoding="utf-8")
 

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,7 @@ def set_up(task: Task, config: Config, progress: Quiet | None = None, *, tables:
         tables: False leaves the device without its latency table, so that it costs nothing yet.
     """
     from tightrope.compressors.export.skeleton import skeleton_of
+    from tightrope.compressors.sensitivity import losses
     from tightrope.estimators.registry import make
     from tightrope.search.evaluate import Source
     from tightrope.search.kernels import KernelSource
@@ -77,6 +78,7 @@ def set_up(task: Task, config: Config, progress: Quiet | None = None, *, tables:
         width_step=asked.width_step, rank_shares=asked.rank_shares, form=asked.form, dropped=device.notes,
         channels=asked.channels, ranks=asked.ranks,
     )  # fmt: skip
+    space = replace(space, losses=losses(prepared, space))
     for note in space.dropped:
         log.info("%s: %s", device.name, note)
     source = (KernelSource if device.name == "torch-cpu" else Source)(prepared, skeleton_of(prepared))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -42,6 +42,9 @@ class Space:
     pass meets the targets. **The rounding rule**: a coordinate x picks option `min(floor(x * n), n - 1)` of its n options,
     so that all options are equally likely under a uniform x; `encode` gives the middle of an option's interval. A rank
     share s becomes `max(1, round(s * full / 4) * 4)`, or the layer whole where that saves no MACs.
+
+    `losses` tells what the options of a decision are expected to lose, by its name, where something is known of the weights
+    (`compressors/sensitivity.py`).
     """
 
     network: Network
@@ -50,6 +53,7 @@ class Space:
     forms: Mapping[str, str]
     pairs: Mapping[str, tuple[Pair, ...]]
     dropped: tuple[str, ...] = ()
+    losses: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @staticmethod
     def build(

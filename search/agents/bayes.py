@@ -1,6 +1,6 @@
 """Bayesian agents by Optuna, in memory, over the option numbers of all decisions.
 
-Both begin with the even policies and points near them, and are told the policies that were executed. Each ask has a sampler
+Both begin with an `Opening`, and are told the policies that were executed. Each ask has a sampler
 with a seed of its own, so that what it proposes depends on the trials told and not on the asks before.
 """
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tightrope.search.agent import Problem
 from tightrope.search.agents.aim import Aim
+from tightrope.search.agents.opening import Opening
 from tightrope.search.agents.repair import fit
 from tightrope.search.trial import Trial
 from tightrope.spaces.errors import ConfigError
@@ -24,7 +25,7 @@ class _Sampled(ABC):
 
     Args:
         startup: trials before the model is used.
-        spread: standard deviation of the first points around the even policies, in [0,1]^d.
+        spread: standard deviation of the opening's points, in [0,1]^d.
         cheaper: share of the trials that aim below the budget.
     """
 
@@ -33,7 +34,7 @@ class _Sampled(ABC):
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna, self._problem, self._aim = optuna, problem, Aim(problem, cheaper=cheaper)
-        self._even, self._startup, self._spread = problem.even, startup, spread
+        self._even, self._startup, self._opening = problem.even, startup, Opening(problem, startup, spread)
         self._study = optuna.create_study(direction="maximize")
         self._options: dict[str, optuna.distributions.BaseDistribution] = {
             v.name: optuna.distributions.IntDistribution(0, len(v.options) - 1) for v in problem.space.variables
@@ -46,10 +47,8 @@ class _Sampled(ABC):
     def ask(self, number: int) -> Policy:
         problem, rng = self._problem, self._problem.rng(number)
         limits = self._aim.limits(rng)
-        if number < len(self._even.policies):
-            return self._even.policies[number]
-        if number < self._startup or not self._options:
-            return fit(problem, self._even.near(number, rng, self._spread), limits)
+        if number < max(self._startup, len(self._even.policies)) or not self._options:
+            return self._opening.ask(number, rng, limits)
         self._study.sampler = self._sampler(int(rng.integers(2**31)))
         trial = self._study.ask(self._options)
         self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)  # what counts is told as executed, in `tell`
@@ -58,6 +57,7 @@ class _Sampled(ABC):
 
     def tell(self, trial: Trial) -> None:
         self._aim.tell(trial)
+        self._opening.tell(trial)
         if trial.score is None:
             return
         variables, point = self._problem.space.variables, self._problem.space.encode(trial.policy)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tightrope.search.agent import Problem
 from tightrope.search.agents.aim import Aim
+from tightrope.search.agents.opening import Opening
 from tightrope.search.env import CompressionEnv, reward
 from tightrope.search.trial import Trial
 from tightrope.spaces.errors import BudgetError, ConfigError
@@ -32,21 +33,22 @@ class Settings:
     Args:
         states, reward: those of `CompressionEnv`.
         warmup: trials before the actor is asked, None for a fifth of those planned.
-        guided: whether the warm-up is even policies, then points near them and random ones in turn; else all of it is random.
+        guided: whether the warm-up is an `Opening`, every third trial a random walk; else all of it is random.
         noise: standard deviation of the exploration after the warm-up.
         last_noise: the same at the last trial planned; it falls by the same factor each trial.
         decay: that factor, if not by `last_noise`.
         discount: weight of the next step's value. The reward stands at every step, so that with 0 each step learns the
             outcome of its walk and with 1, as AMC has it, the sum over the steps that follow.
-        actor_lr: AMC has 1e-4 for 800 walks; at a tenth of them the actor must move faster.
+        hidden: units of each of two layers; the papers have 300, which cost twice as much time and need smaller steps.
+        actor_lr, critic_lr: AMC has 1e-4 and 1e-3 for 800 walks; at some hundred walks both must move faster.
         updates: gradient steps for each step of a walk.
         memory: walks kept for replay.
         momentum: of the moving average and spread of the rewards.
     """
 
-    hidden: int = 300
-    actor_lr: float = 1e-3
-    critic_lr: float = 1e-3
+    hidden: int = 128
+    actor_lr: float = 3e-3
+    critic_lr: float = 3e-3
     tau: float = 0.01
     batch: int = 64
     states: str = "joint"
@@ -72,6 +74,7 @@ class DDPG:
         self._problem, self._env = problem, CompressionEnv(problem, states=s.states, reward=s.reward)
         self._aim, self._even = Aim(problem, cheaper=s.cheaper), problem.even
         self._warmup = s.warmup if s.warmup is not None else max(8, problem.trials // 5)
+        self._opening = Opening(problem, self._warmup, s.spread)
         states, generator = len(self._env.features), torch.Generator().manual_seed(problem.seed)
         self._actor = _network(states, s.hidden, generator, nn.Sigmoid())
         self._critic = _network(states + 1, s.hidden, generator)
@@ -85,12 +88,11 @@ class DDPG:
     def ask(self, number: int) -> Policy:
         rng = self._problem.rng(number)
         limits = self._aim.limits(rng)
-        if self._settings.guided and number < len(self._even.policies):
-            return self._even.policies[number]
         guide = None
         if number < self._warmup:
-            near = self._settings.guided and number % 2 == 0
-            guide = self._even.near(number // 2, rng, self._settings.spread) if near else rng.random(self._problem.space.dimension)
+            if self._settings.guided and (number < len(self._even.policies) or number % 3):
+                return self._opening.ask(number, rng, limits)
+            guide = rng.random(self._problem.space.dimension)
         state, _ = self._env.reset(options={"limits": limits})
         for step in range(self._problem.space.dimension):
             action = self._act(state, self._sigma(number), rng) if guide is None else guide[step]
@@ -101,6 +103,7 @@ class DDPG:
 
     def tell(self, trial: Trial) -> None:
         self._aim.tell(trial)
+        self._opening.tell(trial)
         if trial.score is None:
             return
         worth, keep = reward(self._problem, trial.score, trial.cost, self._settings.reward), self._settings.momentum
@@ -166,7 +169,7 @@ def amc(problem: Problem, **settings: Any) -> DDPG:
     """AMC: channels only, its states, its warm-up of random walks, its noise and rates; `reward` may be err, flops or param."""
     published = {
         "states": "amc", "reward": "err", "guided": False, "warmup": min(100, problem.trials // 4), "decay": 0.95,
-        "discount": 1.0, "actor_lr": 1e-4, "momentum": 0.95, "cheaper": 0.0,
+        "discount": 1.0, "hidden": 300, "actor_lr": 1e-4, "critic_lr": 1e-3, "momentum": 0.95, "cheaper": 0.0,
     }  # fmt: skip
     return DDPG(_only(problem, "amc", "channels"), **{**published, **settings})
 
@@ -175,7 +178,7 @@ def haq(problem: Problem, **settings: Any) -> DDPG:
     """HAQ: weight bits, then activation bits of each layer, its states, reward, warm-up and noise."""
     published = {
         "states": "haq", "reward": "haq", "guided": False, "warmup": min(20, problem.trials // 4), "decay": 0.99,
-        "discount": 1.0, "actor_lr": 1e-4, "cheaper": 0.0,
+        "discount": 1.0, "hidden": 300, "actor_lr": 1e-4, "critic_lr": 1e-3, "cheaper": 0.0,
     }  # fmt: skip
     return DDPG(_only(problem, "haq", "weight_bits", "act_bits"), **{**published, **settings})
 

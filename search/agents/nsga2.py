@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tightrope.search.agent import Problem
 from tightrope.search.agents.aim import Aim
+from tightrope.search.agents.opening import Opening
 from tightrope.search.agents.repair import fit
 from tightrope.search.pareto import non_dominated
 from tightrope.search.trial import Trial
@@ -22,28 +23,27 @@ class NSGA2:
 
     Args:
         population: how many of the trials told may be parents.
-        spread: standard deviation of the first points around the even policies, in [0,1]^d.
+        spread: standard deviation of the opening's points, in [0,1]^d.
         cheaper: share of the children that aim below the budget.
     """
 
     def __init__(self, problem: Problem, *, population: int = 20, spread: float = 0.15, cheaper: float = 0.3) -> None:
         self._problem, self._aim, self._even = problem, Aim(problem, cheaper=cheaper), problem.even
-        self._population, self._spread = population, spread
+        self._population, self._opening = population, Opening(problem, population, spread)
         self._parents: list[tuple[Policy, float, float]] = []  # policy, traded cost, value; best first
 
     def ask(self, number: int) -> Policy:
         problem, rng = self._problem, self._problem.rng(number)
         limits = self._aim.limits(rng)
-        if number < len(self._even.policies):
-            return self._even.policies[number]
-        if number < self._population or len(self._parents) < 2:
-            return fit(problem, self._even.near(number, rng, self._spread), limits)
+        if number < max(self._population, len(self._even.policies)) or len(self._parents) < 2:
+            return self._opening.ask(number, rng, limits)
         mother, father = (problem.space.encode(self._parents[self._tournament(rng)][0]) for _ in range(2))
         child = np.where(rng.random(mother.shape) < 0.5, mother, father)
         return fit(problem, self._mutate(child, rng), limits)
 
     def tell(self, trial: Trial) -> None:
         self._aim.tell(trial)
+        self._opening.tell(trial)
         if trial.score is None or any(trial.policy == policy for policy, _, _ in self._parents):
             return
         self._parents.append((trial.policy, self._problem.price(trial.cost), self._problem.value(trial.score, trial.cost)))

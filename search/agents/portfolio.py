@@ -11,6 +11,8 @@ from tightrope.search.trial import Trial
 from tightrope.spaces.errors import ConfigError
 from tightrope.spaces.policy import Policy
 
+_CREDIT = (0.5, 0.15)  # successes that the first member, and any other, counts with beforehand
+
 
 class Started:
     """An agent behind another one, which asks for the first trials: what `start` makes of any agent.
@@ -41,7 +43,7 @@ class Auto:
 
     The first trials are the first member's. Then a member is drawn in proportion to its rate of success: trials that were the best
     so far, and at a quarter of that weight trials that made the front grow elsewhere, over trials asked, both fading by `keep` with
-    every trial that follows. A share of the trials, `curious`, is spread evenly.
+    every trial that follows; the first member has some credit. A share of the trials, `curious`, is spread evenly.
 
     Args:
         members: names of agents; the first also begins.
@@ -61,14 +63,15 @@ class Auto:
         self._problem, self._names, self._aim = problem, list(members), Aim(problem)
         self._members = [make(name, problem, (settings or {}).get(name)) for name in members]
         self._first, self._curious, self._keep = round(first * problem.trials), curious, keep
-        self._won, self._asked = np.full(len(members), 0.5), np.full(len(members), 2.0)
+        self._won, self._asked = np.zeros(len(members)), np.zeros(len(members))
+        self._credit = np.where(np.arange(len(members)) == 0, *_CREDIT)
         self._open: dict[int, int] = {}
         self._front: list[tuple[float, float]] = []  # traded cost and score of what is not dominated
 
     def ask(self, number: int) -> Policy:
         chosen = 0
         if number >= self._first:
-            rate = self._won / self._asked
+            rate = (self._won + self._credit) / (self._asked + 2)
             chance = (1 - self._curious) * rate / rate.sum() + self._curious / len(rate)
             chosen = int(self._problem.rng(number, use=3).choice(len(chance), p=chance))
         self._open[number] = chosen
