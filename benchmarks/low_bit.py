@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from tightrope.spaces.policy import Choice, Policy
 WIDTHS = (4, 3, 2)
 TRAINED = {"residual": 8, "depthwise": 1, "transformer": 1}
 """Of how many seeds there is a net; a seed beyond takes the net of seed 0, and other calibration images."""
-PLAIN = Settings(clip="max", rounding="nearest", bias_correction=False)
+PLAIN = Settings(clip="max", rounding="nearest", bias_correction=False, equalise=False)
 CLIPPED = replace(PLAIN, clip="mse")
 CORRECTED = replace(CLIPPED, bias_correction=True)
 VARIANTS = {
@@ -57,7 +57,9 @@ BATCH = 100  # divides both splits
 
 
 def uniform(network: Network, width: int) -> Policy:
-    """This width everywhere, 8 bits in the first and the last layer, 8-bit activations."""
+    """This width everywhere, 8 bits in the first and the last layer, 8-bit activations; 32 is the dense net."""
+    if width == 32:
+        return Policy.make(network)
     ends = {network.layers[0].name, network.layers[-1].name}
     return Policy.make(network, choices={x.name: Choice(8 if x.name in ends else width, 8) for x in network.layers})
 
@@ -110,7 +112,7 @@ class Net:
         return self.scores(payload_of(module))
 
 
-@cache
+@lru_cache(maxsize=1)
 def net(name: str, seed: int, quick: bool) -> Net:
     return Net(name, seed, quick)
 
