@@ -401,7 +401,7 @@ void unpack_chunks(const Weight& weight, std::size_t column, std::size_t s, std:
   }
 }
 
-// Adds inputs [32 * chunk, 32 * chunk_end), which start with segment `s`, to Rows x Columns outputs: to what is `before`,
+// Adds inputs [32 * chunk, 32 * chunk_end), which start with segment `s`, to Rows x Columns outputs: to those `before`,
 // giving `totals`, which may be the same; rows of Columns registers. `codes` are those inputs unpacked.
 template <int Bits, std::size_t Rows, std::size_t Columns>
 void block(const Weight& weight, const QuantizedRows& rows, std::size_t row, std::size_t column,
