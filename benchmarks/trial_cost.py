@@ -6,6 +6,7 @@ A trial is all that a search does for one policy: the agent's ask and tell, cost
 scoring all images, the journal. Early stopping is off, repeated policies are left out, nothing is fine-tuned. The forward pass
 is that of the fp32 model by the fastest of torch, torch channels-last and ONNX Runtime, each at its best batch size. It runs
 after every trial, so that both see the same machine; CPU time, one thread; ratio of the means, of the medians, and of each part.
+Behind them stand, for every net, the figures of `benchmarks/trial_checks.py`: what is cheap is not wrong, nor large.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import torch
 from torch import nn
 
 from benchmarks import tasks
+from benchmarks.trial_checks import checks
 from tightrope.compressors.assemble import assemble
 from tightrope.estimators.device import Device
 from tightrope.search import config as configs
@@ -268,6 +270,16 @@ class Bench:
                     study.run(executor, len(study.trials) + 1, on_trial=[done])
         return rows, dense
 
+    def checks(self) -> list[dict[str, Any]]:
+        """Print the figures of `trial_checks`, and give them."""
+        setting = set_up(self.task, configs.make({"device": "ort-cpu", "budget": "latency<=0.4x", "workers": 0}))
+        evaluator = evaluator_for(setting.source, self.task)
+        assert isinstance(evaluator, OrtEvaluator)
+        found = checks(setting.space, evaluator)
+        print(f"{self.net:10} " + ", ".join(f"{name} {value:.3g} {unit}" for name, value, unit in found), flush=True)
+        suffix = "" if self.net == "residual" else f"_{self.net}"
+        return [{"name": name + suffix, "value": value, "unit": unit} for name, value, unit in found]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -288,6 +300,8 @@ def main() -> None:
         for name in [given.agent] if given.agent else KINDS:
             rows, dense = bench.trials(KINDS[name], trials)
             figures += report(net, name, rows, dense)
+        if not given.agent:
+            figures += bench.checks()
     if given.json:
         given.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 

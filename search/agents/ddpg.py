@@ -131,7 +131,7 @@ class DDPG:
     def _act(self, state: NDArray[np.float32], sigma: float, rng: np.random.Generator) -> float:
         """The actor's action with normal noise, drawn again while it falls outside of [0, 1]."""
         with torch.no_grad(), _one_thread():
-            mean = float(self._actor(torch.from_numpy(state)[None]))
+            mean = float(self._actor(torch.tensor(state)[None]))  # a copy: sums depend on how memory is aligned
         draws = rng.normal(mean, sigma, 64)
         inside = draws[(draws >= 0) & (draws <= 1)]
         return float(inside[0]) if len(inside) else mean

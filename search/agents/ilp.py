@@ -43,7 +43,7 @@ class ILP:
     """The programme's solutions; between them what the regression is not sure of, drawn from its posterior.
 
     Args:
-        guesses: trials that weigh the kinds of loss, None for a tenth of those planned; none where the space knows no losses.
+        guesses: trials that weigh the kinds of loss, where the space knows it; None for a tenth of those planned, at least 6.
         sensitivities: trials that measure instead, None for as many as there are decisions, at most a quarter of those planned.
         moved: decisions that each of them moves, None for as many as let every decision be moved twice.
         certain: one programme in so many takes the regression at its mean.
@@ -57,7 +57,7 @@ class ILP:
     ) -> None:  # fmt: skip
         self._problem, self._aim, self._even = problem, Aim(problem, cheaper=cheaper), problem.even
         d, known = problem.space.dimension, bool(problem.space.losses)
-        self._guesses = (max(2, problem.trials // 10) if guesses is None else guesses) if known else 0
+        self._guesses = (max(6, problem.trials // 10) if guesses is None else guesses) if known else 0
         wanted = min(d, max(2, problem.trials // 4)) if sensitivities is None else sensitivities
         self._sensitivities = 0 if known else wanted
         self._moved = min(d, -(-2 * d // max(1, wanted))) if moved is None else moved
