@@ -15,7 +15,7 @@ help:
 
 venv: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt compressors/kernels/CMakeLists.txt $(wildcard compressors/kernels/*.cpp compressors/kernels/*.h compressors/kernels/*.inl)
+$(STAMP): pyproject.toml constraints.txt compressors/kernels/CMakeLists.txt estimators/analytic/bitfusion.cpp $(wildcard compressors/kernels/*.cpp compressors/kernels/*.h compressors/kernels/*.inl)
 	@echo "== environment in $(VENV) (a few minutes the first time: torch, onnxruntime, ray, and the C++ kernels)"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --upgrade pip
