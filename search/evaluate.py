@@ -1,10 +1,12 @@
 """Scoring a policy: on the very graph that it would be exported to, run by ONNX Runtime; or, where it cannot be, in torch."""
 
+import ctypes
 import logging
 import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -159,7 +161,9 @@ class OrtEvaluator:
         return self.score(self.source.written(payload_of(module), self.batch))
 
     def _scored(self, model: "onnx.ModelProto", rival: Rival | None) -> Scored:
-        return scored(self.examples, runner(model), self.batch, rival)
+        found = scored(self.examples, runner(model), self.batch, rival)
+        _trim()(0)
+        return found
 
     def outputs(self, model: "onnx.ModelProto") -> NDArray[np.float32]:
         """The first floating-point output for every example of the split."""
@@ -291,6 +295,16 @@ def open_session(model: bytes) -> Any:
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+@cache
+def _trim() -> Callable[[int], int]:
+    """Hands to the system what a session has freed; glibc's malloc would keep it, more with every new shape. Elsewhere nothing."""
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return lambda _: 0
+    return trim
 
 
 @dataclass(frozen=True)
