@@ -55,8 +55,8 @@ class Runtime(Protocol):
         """The units of a policy, each with the layer or operator that it belongs to."""
         ...
 
-    def told(self, policy: Policy) -> tuple[list[tuple[Key, str]], Told | None]:
-        """The same, and the patterns that they follow; None where a runtime does not say how sizes follow the policy."""
+    def told(self, policy: Policy) -> tuple[list[tuple[Key, str]], Told]:
+        """The same, and the patterns that they follow."""
         ...
 
     def unit(self, key: Key) -> tuple[Timed, int]:
@@ -121,8 +121,7 @@ class Fitted:
         """Time the nodes of the space and the nets to fit, in passes over all of them, if the machine lets them be told apart."""
         self._floor = quiet(self.runtime.steady()[:-1], rng)
         wanted, patterns = survey(self.space, self.runtime, self.encode, rng)
-        if patterns is not None:
-            self.table.note("patterns", patterns.to_json())
+        self.table.note("patterns", patterns.to_json())
         self.table.declare(wanted)
         anchors = {json.dumps(p.to_json(), sort_keys=True): p for p in unique(mixed(self.space, rng, 2 * ANCHORS))[:ANCHORS]}
         nodes = [self.table.missing(wanted, number + 1) for number in range(PASSES)]
@@ -333,19 +332,18 @@ def inline(work: Callable[[], T]) -> T:
 
 def survey(
     space: Space, runtime: Runtime, encode: Encoder, rng: np.random.Generator
-) -> tuple[dict[str, Design], Patterns | None]:  # fmt: skip
-    """The nodes of a space to time, and the patterns that its policies come to where the runtime tells them."""
+) -> tuple[dict[str, Design], Patterns]:  # fmt: skip
+    """The nodes of a space to time, and the patterns that its policies come to."""
     policies = probes(space, rng, MET) + mixed(space, rng, PLAIN)
     met: dict[str, set[tuple[int, ...]]] = {}
     shown: list[Told] = []
     for index, policy in enumerate(policies):
         nodes, told = runtime.told(policy)
-        if told is not None:
-            shown.append(told)
+        shown.append(told)
         if index < len(policies) - PLAIN:
             for (family, sizes), _ in nodes:
                 met.setdefault(family, set()).add(sizes)
-    return designs(met), learn(space.network, encode(policies), shown) if len(shown) == len(policies) else None
+    return designs(met), learn(space.network, encode(policies), shown)
 
 
 def quiet(steady: Sequence[Timed], rng: np.random.Generator) -> float:

@@ -41,7 +41,6 @@ def write(
     """The lines of the job that covers a space, at the batch size of `mark`, which tells the table from others of a device."""
     rng = np.random.default_rng(seed)
     designs, patterns = survey(space, OrtRuntime(network, source, int(mark["batch"])), encode, rng)
-    assert patterns is not None
     models: list[dict[str, Any]] = []
 
     def add(role: str, model: onnx.ModelProto, **more: Any) -> None:

@@ -46,7 +46,7 @@ class OrtRuntime:
     def lowered(self, policy: Policy) -> list[tuple[Key, str]]:
         return [(key(node), node.layer) for node in self.lowering.nodes(policy)]
 
-    def told(self, policy: Policy) -> tuple[list[tuple[Key, str]], Told | None]:
+    def told(self, policy: Policy) -> tuple[list[tuple[Key, str]], Told]:
         nodes = self.lowering.nodes(policy)
         return [(key(node), node.layer) for node in nodes], told(nodes)
 
