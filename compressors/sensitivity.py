@@ -48,7 +48,7 @@ def _narrowed(prepared: Prepared, variable: Variable) -> Iterator[float]:
         tails.append(1 - np.cumsum(energy) / max(float(energy.sum()), 1e-30))
     for width in variable.options:
         share = width / variable.options[-1]
-        lost = [float(tail[round(share * len(tail)) - 1]) for tail in tails]
+        lost = [float(tail[max(1, round(share * len(tail))) - 1]) for tail in tails]
         yield sum(lost) if lost else 1 - share
 
 

@@ -110,7 +110,7 @@ class TorchRuntime:
         return Runner(self.source.unit(key, self.batch), whole=False), UNIT_BYTES
 
     def apart(self, work: Callable[[], T]) -> T:
-        """Units and nets leave memory in pieces, and oneDNN's cache full: nets that ran after a table's took a tenth longer.
+        """In this process nets that ran after all units of a table took a tenth longer than before them; why is not known.
 
         A fork has none of the threads that torch had, and would wait for them.
         """
