@@ -147,7 +147,7 @@ class Measured:
         told = ", ".join(f"{name} {fitted.table.fingerprint.get(name)}" for name in self.versions)
         provenance = (
             f"{self.name}: {told}, {known.where}, batch {self.batch}, node table with {len(fitted.errors)} nets fitted to "
-            f"{100 * float(np.mean(np.abs(fitted.errors))):.1f} %; "
+            f"{100 * float(np.mean(np.abs(fitted.errors))):.1f} %{fitted.learned}; "
         )
         energies = held.energy_pj * self.batch * 1e-9
         if fitted.watts is None:

@@ -85,6 +85,7 @@ class Fitted:
 
     Attributes:
         errors: relative errors of the predicted latency of the nets that were built to fit it, each left out of its fit.
+        learned: words on the kinds of nodes that are learned and not read from a grid, if any: how many, and their error.
         watts: what the processor takes while the dense net runs, idle power included; None where it has no counter to be read.
         spread: half of a 90 % interval, relative: what 90 % of the errors stay below, taken pass by pass, so that a machine that
             is slower in one pass than in another widens it, and the drift between runs.
@@ -218,7 +219,10 @@ class Fitted:
         each = [x * ratio / one - 1 for x, (name, ratio) in zip(found, self.table.nets.items(), strict=True)
                 for one in self.table.by_pass(name)]  # fmt: skip
         self.spread = surely(np.abs(each)) + DRIFT
-        log.info("latency of %d nets left out one by one is predicted to %.1f %%", len(rows), 100 * np.mean(np.abs(self.errors)))
+        errors = [*self.table.learned().values()]
+        self.learned = f", {len(errors)} kinds of nodes learned to {100 * float(np.mean(errors)):.1f} %" if errors else ""
+        log.info("latency of %d nets left out one by one is predicted to %.1f %%%s",
+                 len(rows), 100 * np.mean(np.abs(self.errors)), self.learned)  # fmt: skip
 
     def held_errors(self) -> list[float]:
         """Relative errors of the predicted latency of nets that the fit never saw."""

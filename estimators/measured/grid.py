@@ -1,7 +1,7 @@
 """Which nodes of a family to time, and the times of the others from theirs.
 
 Many of a family's sizes follow each other; those that do not are its axes. With one or two axes a product grid is timed and read
-multilinearly; with more, nodes that were met are timed and a sum over tensor sizes is fitted. ONNX Runtime's kernels work on
+multilinearly; with more, some of the nodes that were met are timed and the others learned from them (`learned.py`). ONNX Runtime's kernels work on
 output channels in steps of 16 and larger blocks, so along that axis every step is timed and sizes count as the next one; integer
 ones do so where 4 divides them, and take the rest one by one (15 channels cost more than 64). Elsewhere sizes that 16 or 8 or 4
 divides run faster than others. So sizes are read among their like.
@@ -12,12 +12,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import prod
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 STEP = 16
 MOST_AXES = 2  # of a product grid
@@ -95,9 +93,7 @@ def design(family: str, met: Iterable[Sizes]) -> Design:
             free.append(column)
     axes = tuple(_axis(family, c, _rule(family, c == out), columns[c], len(free)) for c in sorted(free))
     if len(axes) > MOST_AXES:
-        order = sorted(seen, key=prod)
-        chosen = {order[i] for i in np.linspace(0, len(order) - 1, SCATTERED).astype(int)}
-        return Design(axes, tuple(sorted(chosen)))
+        return Design(axes, _scattered(axes, seen))
     values = [_column(columns, c, axes, seen) for c in range(len(columns))]
     points = product(*(axis.values for axis in axes))
     return Design(axes, tuple(tuple(value(point) for value in values) for point in points))
@@ -142,6 +138,18 @@ def _axis(family: str, column: int, rule: Rule, met: Sizes, axes: int) -> Axis:
         whole = rule == "steps" or (rule == "fours" and kind == STEP)
         found |= set(_spread(alike, MOST_STEPS if whole else RESTS if rule == "rests" else PAIRED if axes > 1 else ALONE))
     return Axis(column, rule, tuple(sorted(found)))
+
+
+def _scattered(axes: Sequence[Axis], met: Sequence[Sizes]) -> tuple[Sizes, ...]:
+    """The least and the largest of the nodes met, and others, each the farthest from those before it in log sizes."""
+    places = np.log([[axis.at(sizes) for axis in axes] for sizes in met])
+    places = (places - places.min(axis=0)) / np.maximum(np.ptp(places, axis=0), 1e-9)
+    whole, away = places.sum(axis=1), np.full(len(met), np.inf)
+    chosen: list[int] = []
+    while len(chosen) < SCATTERED and away.max() > 0:
+        chosen.append(int([whole.argmin(), whole.argmax(), away.argmax()][min(len(chosen), 2)]))
+        away = np.minimum(away, ((places - places[chosen[-1]]) ** 2).sum(axis=1))
+    return tuple(sorted(met[i] for i in chosen))
 
 
 def _spread(values: Sequence[int], most: int) -> tuple[int, ...]:
@@ -195,24 +203,3 @@ def _between(axis: Axis, size: int) -> tuple[int, int, float]:
         return high, high, 0.0
     low = values[above - 1]
     return axis.values.index(low), high, (at - low) / (values[above] - low)
-
-
-def fit_sum(known: Mapping[Sizes, float]) -> tuple[float, ...]:
-    """Weights, none below zero, of one, every size and the product of all in a sum that is nearest to the times, relatively."""
-    features = np.array([_features(sizes) for sizes in known])
-    times = np.array(list(known.values()))
-    scale = features.max(0)
-    weights, _ = nnls(features / scale / times[:, None], np.ones(len(times)))
-    return tuple((weights / scale).tolist())
-
-
-def evaluate(weights: tuple[float, ...], sizes: Ints) -> Floats:
-    """The fitted sum at `n x k` sizes."""
-    total: Floats = np.full(len(sizes), weights[0]) + weights[-1] * sizes.astype(np.float64).prod(axis=1)
-    for weight, column in zip(weights[1:-1], sizes.T, strict=True):
-        total = total + weight * column
-    return total
-
-
-def _features(sizes: Sizes) -> list[float]:
-    return [1.0, *map(float, sizes), float(prod(sizes))]

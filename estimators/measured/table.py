@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
@@ -19,7 +18,8 @@ from typing import Any, get_args
 import numpy as np
 
 from tightrope.estimators.measured.clock import QUARTILE
-from tightrope.estimators.measured.grid import MOST_AXES, Axis, Design, Floats, Grid, Ints, Rule, Sizes, design, evaluate, fit_sum
+from tightrope.estimators.measured.grid import MOST_AXES, Axis, Design, Floats, Grid, Ints, Rule, Sizes, design
+from tightrope.estimators.measured.learned import Learned
 from tightrope.estimators.measured.nodes import Key
 from tightrope.spaces.errors import DeviceError, FormatError
 from tightrope.spaces.fields import Fields, parse
@@ -44,6 +44,7 @@ class _Family:
     axes: tuple[Axis, ...]
     samples: dict[Sizes, list[list[float]]] = field(default_factory=dict)
     exact: dict[Sizes, float] = field(default_factory=dict)
+    error: float = 0.0  # of learned times, each left out
     _read: Callable[[Ints], Floats] | None = None
     _apart: tuple[Sizes, ...] = ()
 
@@ -56,17 +57,20 @@ class _Family:
 
     def at(self, sizes: Ints) -> Floats:
         """Times at `n x k` sizes: those timed, and others between them."""
-        if self._read is None:
-            self._learn()
+        self.learn()
         assert self._read is not None
         found = self._read(sizes)
         for timed in self._apart:
             found[np.all(sizes == timed, axis=1)] = self.exact[timed]
         return found
 
-    def _learn(self) -> None:
+    def learn(self) -> None:
+        """Make ready what tells the times."""
+        if self._read is not None:
+            return
         if len(self.axes) > MOST_AXES:
-            self._read, self._apart = partial(evaluate, fit_sum(self.exact)), tuple(self.exact)
+            learned = Learned(self.axes, self.exact)
+            self._read, self._apart, self.error = learned.at, tuple(self.exact), learned.error
             return
         grid: dict[Sizes, float] = {}
         points = {sizes: tuple(axis.at(sizes) for axis in self.axes) for sizes in self.exact}
@@ -138,6 +142,13 @@ class Table:
         except Untimed:
             return False
         return True
+
+    def learned(self) -> dict[str, float]:
+        """The families whose times are learned, and the mean relative error of their timed nodes, each left out."""
+        many = {name: family for name, family in self.families.items() if len(family.axes) > MOST_AXES and family.exact}
+        for family in many.values():
+            family.learn()
+        return {name: family.error for name, family in many.items()}
 
     def missing(self, designs: Mapping[str, Design], passes: int = 1) -> list[Key]:
         """Nodes of the designs that were not timed in so many passes yet."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tightrope.estimators.measured.fitted import kinds, nearest_sum, quiet, surely
-from tightrope.estimators.measured.grid import Axis, Grid, counted, design, evaluate, fit_sum, output_column
+from tightrope.estimators.measured.grid import Axis, Grid, counted, design, output_column
 from tightrope.estimators.measured.nodes import bytes_of
 from tightrope.estimators.measured.table import Table, Untimed, designs, pooled
 from tightrope.spaces.errors import DeviceError
@@ -106,16 +106,6 @@ def test_sizes_are_read_among_their_like() -> None:
     assert Grid(axis, known).at(np.array([[32]])) == 2.0
     without = {k: v for k, v in known.items() if k != (32,)}
     assert Grid((Axis(0, "", (16, 24, 40, 48)),), without).at(np.array([[32]])) == 2.0
-
-
-def test_many_axes_are_fitted_by_a_sum() -> None:
-    concat = "Concat{axis=1}(f:1,*,9,9;f:1,*,9,9)->f:1,*,9,9"
-    met = {(a, b, a + b) for a in (8, 16, 40, 64) for b in (8, 24, 32, 64)}
-    found = design(concat, met)
-    assert len(found.axes) == 3
-    assert set(found.keys) <= met
-    weights = fit_sum({k: 0.5 + 0.1 * k[2] for k in found.keys})
-    assert evaluate(weights, np.array([(32, 48, 80)])) == pytest.approx(8.5, rel=0.02)
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
