@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "estimators")]
 
 from handmade import Handmade, mobilenet, resnet8, vit  # noqa: E402
-from oracles import FOLDER, HAQ_ACTS, HAQ_UNIFORM, HAQ_WEIGHTS, TINY, nets, rows, uniform, unit  # noqa: E402
+from oracles import FOLDER, HAQ_ACTS, HAQ_UNIFORM, HAQ_WEIGHTS, TINY, nets, nn_dataflow, rows, uniform, unit  # noqa: E402
 
 from tightrope.estimators.analytic import load_profile, profiles  # noqa: E402
 from tightrope.estimators.analytic.bitfusion import BitFusion  # noqa: E402
@@ -87,6 +87,16 @@ def zigzag(folder: Path) -> Iterator[Figure]:
             yield f"{hardware}_{metric}_spearman", float(spearmanr(ours[:, i], theirs[:, i])[0]), ""
             yield f"{hardware}_{metric}_ratio", float(np.exp(np.log(ours[:, i] / theirs[:, i]).mean())), "x"
             yield f"{hardware}_{metric}_worst", float(np.exp(np.abs(np.log(ours[:, i] / theirs[:, i])).max())), "x"
+
+
+def dataflow() -> Iterator[Figure]:
+    """nn-dataflow's row-stationary arrays: energy on the chip (12 x 14) and cycles of two arrays; the rows of the tests alone."""
+    ours, theirs = nn_dataflow()
+    yield "nn_dataflow_rows", len(ours), "rows"
+    for i, metric in enumerate(("energy_on_chip", "cycles_12x14", "cycles_16x16")):
+        yield f"nn_dataflow_{metric}_spearman", float(spearmanr(ours[:, i], theirs[:, i])[0]), ""
+        yield f"nn_dataflow_{metric}_ratio", float(np.exp(np.log(ours[:, i] / theirs[:, i]).mean())), "x"
+        yield f"nn_dataflow_{metric}_worst", float(np.exp(np.abs(np.log(ours[:, i] / theirs[:, i])).max())), "x"
 
 
 def boards() -> Iterator[Figure]:
@@ -193,7 +203,7 @@ def main() -> None:
     parser.add_argument("--oracle", type=Path, default=FOLDER, help="folder of the CSV rows")
     options = parser.parse_args()
     figures: list[Figure] = []
-    parts = [bitfusion(options.oracle), scalesim(options.oracle), zigzag(options.oracle), boards(), bitserial()]
+    parts = [bitfusion(options.oracle), scalesim(options.oracle), zigzag(options.oracle), dataflow(), boards(), bitserial()]
     parts += [speed(500 if options.quick else 4000)] + ([] if options.simulated else [measured(options.quick)])
     for part in parts:
         for name, value, unit_ in part:

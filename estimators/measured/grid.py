@@ -1,10 +1,10 @@
 """Which nodes of a family to time, and the times of the others from theirs.
 
 Many of a family's sizes follow each other; those that do not are its axes. With one or two axes a product grid is timed and read
-multilinearly; with more, some of the nodes that were met are timed and the others learned from them (`learned.py`). ONNX Runtime's kernels work on
-output channels in steps of 16 and larger blocks, so along that axis every step is timed and sizes count as the next one; integer
-ones do so where 4 divides them, and take the rest one by one (15 channels cost more than 64). Elsewhere sizes that 16 or 8 or 4
-divides run faster than others. So sizes are read among their like.
+multilinearly; with more, some of the nodes that were met are timed and the others learned from them (`learned.py`). ONNX
+Runtime's kernels work on output channels in steps of 16 and larger blocks, so along that axis every step is timed and sizes count
+as the next one; integer ones do so where 4 divides them, and take the rest one by one (15 channels cost more than 64). Elsewhere
+sizes that 16 or 8 or 4 divides run faster than others. So sizes are read among their like.
 """
 
 import math

@@ -5,6 +5,10 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
+from tightrope.estimators.analytic.block import Block, FloatArray
+from tightrope.estimators.analytic.spatial import Spatial
 from tightrope.spaces import Choice, Extent, Layer, Network, Policy
 from tightrope.spaces.unit import Unit
 
@@ -27,7 +31,7 @@ def rows(name: str, folder: Path = FOLDER) -> list[Row]:
 
 
 def unit(row: Row) -> Unit:
-    """The layer of a BitFusion or ZigZag row; their inputs have the halo that a valid convolution needs."""
+    """The layer of a BitFusion, ZigZag or nn-dataflow row; their inputs have the halo that a valid convolution needs."""
     kernel, stride = int(row["kernel"]), int(row["stride"])
     out = (int(row["out_hw"]),) * 2 if "out_hw" in row else (int(row["out_h"]), int(row["out_w"]))
     reach = ((out[0] - 1) * stride + kernel, (out[1] - 1) * stride + kernel)
@@ -36,6 +40,32 @@ def unit(row: Row) -> Unit:
         row["layer"], "conv", int(row["in_ch"]), int(row["out_ch"]), (kernel, kernel), (stride, stride), (0, 0), (1, 1), 1,
         reach, out, *bits, first=row.get("im2col") == "1",
     )  # fmt: skip
+
+
+def row_stationary(rows: int, columns: int) -> Spatial:
+    """The array of the nn-dataflow rows with their costs, in units of one multiply-accumulate, 1 pJ here; a word is a byte here.
+
+    A multiply-accumulate 1, a word of a register 1 (four for each multiply-accumulate), of the global buffer 6. DRAM is left out:
+    for one image the rows charge none of a layer's weights to it.
+    """
+    return Spatial(
+        unroll={"k": columns, "c": rows}, clock_mhz=1.0, interface_bits=64.0, weight_buffer_bytes=rows * columns * 256,
+        map_buffer_bytes=55296, weight_register_bytes=256, multiply_pj=1.0, add_pj=0.0, sum_register_pj=2.0, weight_register_pj=1.0,
+        input_register_pj=1.0, map_read_pj_per_byte=6.0, map_write_pj_per_byte=6.0, dram_read_pj_per_byte=0.0,
+        dram_write_pj_per_byte=0.0,
+    )  # fmt: skip
+
+
+def nn_dataflow() -> tuple[FloatArray, FloatArray]:
+    """Ours and nn-dataflow's energy on the chip, in multiply-accumulates, and cycles of 12 x 14 and 16 x 16 units, `n x 3` each."""
+    ours, theirs = [], []
+    for row in rows("nn_dataflow"):
+        block, batch = Block.of(unit({**row, "w_bits": "8", "a_bits": "8"})), int(row["batch"])
+        small, large = row_stationary(12, 14), row_stationary(16, 16)
+        energy = small.cost(block, batch).energy_mj[0] * 1e9
+        ours.append((energy, small.cycles(block, batch)[0][0], large.cycles(block, batch)[0][0]))
+        theirs.append((int(row["energy"]) - 200 * int(row["dram_words"]), int(row["cycles_12x14"]), int(row["cycles_16x16"])))
+    return np.array(ours, float), np.array(theirs, float)
 
 
 @lru_cache

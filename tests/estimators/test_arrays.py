@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import HAQ_ACTS, HAQ_UNIFORM, HAQ_WEIGHTS, Row, nets, rows, uniform, unit
+from oracles import HAQ_ACTS, HAQ_UNIFORM, HAQ_WEIGHTS, Row, nets, nn_dataflow, rows, uniform, unit
 from scipy.stats import spearmanr
 
 from tightrope.estimators.analytic import load_profile
@@ -76,6 +76,26 @@ def test_spatial_arrays_follow_zigzag(name: str) -> None:
         assert spearmanr(ours[:, column], theirs[:, column])[0] >= 0.9
         assert abs(ratio.mean()) <= np.log(1.1)
         assert np.abs(ratio).max() <= np.log(1.4)
+
+
+def test_the_rows_of_nn_dataflow_add_up_as_its_costs_say() -> None:
+    for row in rows("nn_dataflow"):
+        n = {key: int(value) for key, value in row.items() if key != "layer"}
+        assert n["rf_accesses"] == 4 * n["macs"]
+        assert n["energy"] == n["macs"] + n["rf_accesses"] + 2 * n["noc_words"] + 6 * n["glb_words"] + 200 * n["dram_words"]
+
+
+def test_spatial_arrays_come_near_to_a_row_stationary_one() -> None:
+    """Loosely: nn-dataflow searches a mapping that keeps rows of the kernel in place, ours unrolls channels and searches nothing.
+
+    Energy on the chip is five units a multiply-accumulate in both, and little is left to differ; cycles tell more.
+    """
+    ours, theirs = nn_dataflow()
+    assert len(ours) == 9
+    mean, worst = np.exp(np.log(ours / theirs).mean(axis=0)), np.exp(np.abs(np.log(ours / theirs)).max(axis=0))
+    assert mean == pytest.approx([1.1, 1.0, 0.8], abs=0.05)
+    assert np.all(worst <= [1.25, 1.7, 1.55])
+    assert all(spearmanr(ours[:, i], theirs[:, i])[0] >= least for i, least in enumerate((0.8, 0.9, 0.9)))
 
 
 def test_dimensions_that_do_not_fill_an_array_waste_it() -> None:
