@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +31,6 @@ MET, PLAIN, ANCHORS = 1000, 500, 40
 """Policies that are lowered to find the nodes to time, others that show what is common, and nets that are built to fit the sum."""
 PASSES, NODE_ROUNDS, NET_ROUNDS = 3, 7, 14  # passes over all that is timed, and rounds in each
 CHUNK_NETS, CHUNK_BYTES = 8, 256 << 20
-DRIFT = 0.01  # of the same nets timed again in another run
 MOST_NOISE, TRIES = 0.10, 3  # of the reference before anything is timed, and how often it is looked at
 SURE = 0.9  # of the interval
 POWER_SECONDS = 1.0  # of CPU time in which power is measured
@@ -87,8 +85,8 @@ class Fitted:
         errors: relative errors of the predicted latency of the nets that were built to fit it, each left out of its fit.
         learned: words on the kinds of nodes that are learned and not read from a grid, if any: how many, and their error.
         watts: what the processor takes while the dense net runs, idle power included; None where it has no counter to be read.
-        spread: half of a 90 % interval, relative: what 90 % of the errors stay below, taken pass by pass, so that a machine that
-            is slower in one pass than in another widens it, and the drift between runs.
+        spread: half of a 90 % interval, relative, of the latency of one more net in a run of its own: what the errors of the nets
+            stay below, each left out of its fit and told apart by pass, so that drift from pass to pass widens it as it was measured.
 
     Raises:
         DeviceError: the runtime cannot run the network, or the table on disk is damaged or for something else.
@@ -216,9 +214,8 @@ class Fitted:
         self.weights = nearest_sum(np.concatenate([rows, dense]))
         found = [float(rows[i] @ nearest_sum(np.concatenate([np.delete(rows, i, 0), dense]))) for i in range(len(rows))]
         self.errors = tuple(x - 1 for x in found)
-        each = [x * ratio / one - 1 for x, (name, ratio) in zip(found, self.table.nets.items(), strict=True)
-                for one in self.table.by_pass(name)]  # fmt: skip
-        self.spread = surely(np.abs(each)) + DRIFT
+        nets = zip(found, self.table.nets.items(), strict=True)
+        self.spread = surely([[abs(x * ratio / one - 1) for one in self.table.by_pass(name)] for x, (name, ratio) in nets])
         errors = [*self.table.learned().values()]
         self.learned = f", {len(errors)} kinds of nodes learned to {100 * float(np.mean(errors)):.1f} %" if errors else ""
         log.info("latency of %d nets left out one by one is predicted to %.1f %%%s",
@@ -382,10 +379,15 @@ def power_of(net: Timed) -> float | None:
     return None if found is None else found / spent
 
 
-def surely(errors: Float) -> float:
-    """What one more error stays below in 90 % of cases, where it comes from where these did: a conformal quantile."""
-    rank = min(math.ceil(SURE * (len(errors) + 1)), len(errors))
-    return float(np.sort(errors)[rank - 1])
+def surely(errors: Sequence[Sequence[float]]) -> float:
+    """What an error of one more net stays below in 90 % of cases, where it comes from where these did, several of each net.
+
+    A conformal quantile: nets count alike, and the one more as if its error were infinite (Lee, Barber and Willett,
+    Distribution-free inference with hierarchical data, 2023). With too few nets, the largest error.
+    """
+    each = sorted((x, 1 / len(net) / (len(errors) + 1)) for net in errors for x in net)
+    reached = np.cumsum([share for _, share in each])
+    return each[min(int(np.searchsorted(reached, SURE - 1e-9)), len(each) - 1)][0]
 
 
 def kinds(family: str, sizes: Ints) -> Ints:
