@@ -86,7 +86,7 @@ class Fitted:
         learned: words on the kinds of nodes that are learned and not read from a grid, if any: how many, and their error.
         watts: what the processor takes while the dense net runs, idle power included; None where it has no counter to be read.
         spread: half of a 90 % interval, relative, of the latency of one more net in a run of its own: what the errors of the nets
-            stay below, each left out of its fit and told apart by pass, so that drift from pass to pass widens it as it was measured.
+            stay below, each left out of its fit and told apart by pass, so that drift from pass to pass widens it as measured.
 
     Raises:
         DeviceError: the runtime cannot run the network, or the table on disk is damaged or for something else.

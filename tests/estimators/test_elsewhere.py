@@ -1,15 +1,19 @@
-"""A device elsewhere: a job, the runner with nothing but numpy and onnxruntime, and results that must be believable."""
+"""A device elsewhere: a job, the runner where only numpy and onnxruntime are installed, and results that must be believable."""
 
 import json
+import shutil
 import subprocess
-import sys
+import sysconfig
+import venv
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 from handmade import Handmade, resnet8
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from test_ort import Source
 
 from tightrope.estimators import registry
@@ -24,7 +28,7 @@ SPACE = Space.build(NET.network, OrtCpu().pairs, least_width=0.5, width_step=16,
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def work(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a store, a job and what the runner made of it, in two goes with a torn line between them."""
     folder = tmp_path_factory.mktemp("elsewhere")
     with pytest.MonkeyPatch.context() as patch:
@@ -37,25 +41,17 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         text = "".join(lines)
         (folder / "job.jsonl").write_text(text)
         assert imported.keep_job(text).exists()
-        first = run(folder, stop_after=2)
+        first = run(python, folder, stop_after=2)
         kept = (folder / "results.csv").read_bytes()
         (folder / "results.csv").write_bytes(kept + b"9999,0.1,0.00")  # torn in the middle of a line
-        second = run(folder)
+        second = run(python, folder)
         assert "0 done" in first and f"{len(kept.splitlines()) - 2} done" in second
         assert (folder / "results.csv").read_bytes().startswith(kept)
         yield folder
 
 
-BLOCKED = """
+RUN = """
 import sys
-allowed = {"numpy", "onnxruntime"}
-class Guard:
-    def find_spec(self, name, path=None, target=None):
-        top = name.partition(".")[0]
-        if top in allowed or top in sys.stdlib_module_names or top.startswith("_"):
-            return None
-        raise ModuleNotFoundError(f"{name} is not installed here", name=name)
-sys.meta_path.insert(0, Guard())
 path, stop = sys.argv[1], int(sys.argv[2])
 sys.argv = ["runner.py", *sys.argv[3:]]
 space = {"__name__": "runner", "__file__": path}
@@ -73,16 +69,60 @@ space["main"]()
 """
 
 
-def run(folder: Path, stop_after: int = 0) -> str:
-    """The runner in a process that can import numpy, onnxruntime and the standard library only."""
-    roots = {str(Path(str(find_spec(name).origin)).parents[1]) for name in ("numpy", "onnxruntime")}  # type: ignore[union-attr]
-    code = f"import sys; sys.path[:0] = {sorted(roots)!r}\n" + BLOCKED
+def declared(*names: str) -> set[str]:
+    """Distributions, and all that they declare to need."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name not in found:
+            found.add(name)
+            needs = [Requirement(text) for text in metadata.requires(name) or ()]
+            waiting += [r.name for r in needs if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return found
+
+
+def link(distribution: str, site: Path) -> None:
+    """Link what a distribution installed into another environment's packages; parts of it where others share its folder."""
+    for file in metadata.files(distribution) or ():
+        if file.parts[0] in ("..", "__pycache__"):
+            continue
+        whole = Path(str(metadata.distribution(distribution).locate_file(file.parts[0])))
+        shared = whole.is_dir() and len(file.parts) > 1 and not (whole / "__init__.py").exists()
+        parts = file.parts[: 2 if shared else 1]
+        target = site.joinpath(*parts)
+        if not target.is_symlink():
+            target.parent.mkdir(exist_ok=True)
+            target.symlink_to(whole.parent.joinpath(*parts))
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a virtual environment that has numpy, onnxruntime, what these declare to need, and nothing else."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, symlinks=True)
+    site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
+    for distribution in declared("numpy", "onnxruntime"):
+        link(distribution, site)
+    return Path(sysconfig.get_path("scripts", "venv", {"base": str(folder), "platbase": str(folder)})) / "python"
+
+
+def run(python: Path, folder: Path, stop_after: int = 0) -> str:
+    """The runner in that environment, the job copied beside it as to a device."""
+    shutil.copy(str(runner.__file__), folder / "runner.py")
     done = subprocess.run(
-        [sys.executable, "-S", "-E", "-c", code, str(runner.__file__), str(stop_after), str(folder / "job.jsonl"),
-         str(folder / "results.csv"), "--rounds", "6"], capture_output=True, text=True, check=False,
+        [python, "-I", "-c", RUN, "runner.py", str(stop_after), "job.jsonl", "results.csv", "--rounds", "6"],
+        cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == (9 if stop_after else 0), done.stderr
     return done.stdout
+
+
+def test_the_environment_of_the_runner_is_bare(python: Path) -> None:
+    names = ["numpy", "onnxruntime", "onnx", "torch", "pip", "tightrope"]
+    code = f"from importlib.util import find_spec\nprint([name for name in {names} if find_spec(name)])"
+    done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['numpy', 'onnxruntime']"
 
 
 def test_a_job_comes_back_as_a_device(work: Path) -> None:
