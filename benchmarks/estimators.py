@@ -191,7 +191,8 @@ def resnet18_job() -> int:
     model, images = NETS["resnet18"]()
     prepared, device = prepare(model.eval(), images, [(images, torch.zeros(len(images)))]), OrtCpu()
     space = Space.build(prepared.network, device.pairs)
-    mark, source = mark_of(prepared.network, space, 1, device.versions), Source(prepared, skeleton_of(prepared))
+    mark = mark_of(prepared.network, space, 1, {**device.versions, "isa": device.isa})
+    source = Source(prepared, skeleton_of(prepared))
     return sum(len(line) for line in job.write(prepared.network, space, source, device.encoder(prepared.network), mark))
 
 

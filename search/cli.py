@@ -5,7 +5,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -236,6 +236,10 @@ def show_device(name: str) -> None:
 def probe_device(
     config: Annotated[Path, typer.Argument(help="YAML file of a search: its model, space and batch size")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="file to write; without it, standard output")] = None,
+    isa: Annotated[
+        Literal["avx512", "avx2", "arm64"] | None,
+        typer.Option(help="instruction set of the device, avx2 for any x86-64 without AVX-512; this machine's unless given"),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Write the job that a device elsewhere times for a search: run it there with runner.py, then import the results."""
@@ -249,7 +253,7 @@ def probe_device(
     chosen = configs.load(config)
     if not chosen.model or not chosen.data:
         raise ConfigError(f"{config}: model and data must be given, as module:function")
-    text = probe_job(chosen)
+    text = probe_job(chosen, isa)
     keep_job(text)
     if output is None:
         sys.stdout.write(text)

@@ -295,8 +295,12 @@ def export_run(run_folder: Path, trial: int | None, form: str, output: Path | No
     return export(module, target, device=config.device, batch=config.batch)
 
 
-def probe_job(config: Config) -> str:
-    """The probe job that covers the space of a search: `estimators.measured.job` says what it holds."""
+def probe_job(config: Config, isa: str | None = None) -> str:
+    """The probe job that covers the space of a search: `estimators.measured.job` says what it holds.
+
+    Args:
+        isa: instruction set of the device, one of `estimators.measured.layouts.BLOCKS`; this machine's unless given.
+    """
     from tightrope.estimators.measured import job
     from tightrope.estimators.measured.base import mark_of
     from tightrope.estimators.measured.ort import OrtCpu
@@ -305,7 +309,7 @@ def probe_job(config: Config) -> str:
     config = config.model_copy(update={"device": device.name})
     setting = set_up(load(config.model, config.data, config.metric), config, tables=False)
     network = setting.prepared.network
-    mark = mark_of(network, setting.space, config.batch, device.versions)
+    mark = mark_of(network, setting.space, config.batch, {**device.versions, "isa": isa or device.isa})
     return "".join(job.write(network, setting.space, setting.source, device.encoder(network), mark, seed=config.seed))
 
 

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +26,9 @@ def predicted(nodes: Iterable[Node]) -> "Counter[Signature]":
     return found
 
 
-def actual(model: onnx.ModelProto | bytes) -> "Counter[Signature]":
+def actual(model: onnx.ModelProto | bytes, without: Sequence[str] = ()) -> "Counter[Signature]":
     """Signatures of the nodes of a model's optimised graph; the graph is run once for the shapes of its tensors."""
-    graph = _optimised(model)
+    graph = optimised(model, without)
     shapes = _shapes(graph)
     constants = {t.name: tuple(t.dims) for t in graph.graph.initializer}
     found: Counter[Signature] = Counter()
@@ -48,12 +48,13 @@ def _options(level: str) -> onnxruntime.SessionOptions:
     return options
 
 
-def _optimised(model: onnx.ModelProto | bytes) -> onnx.ModelProto:
+def optimised(model: onnx.ModelProto | bytes, without: Sequence[str] = ()) -> onnx.ModelProto:
+    """The graph that ONNX Runtime makes of a model on this machine, `without` some of its optimisers."""
     data = model if isinstance(model, bytes) else model.SerializeToString()
     options = _options("ORT_ENABLE_ALL")
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-        onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"], disabled_optimizers=[*without])
         return onnx.load(options.optimized_model_filepath)
 
 

@@ -12,6 +12,7 @@ from tightrope.estimators.cache import store
 from tightrope.estimators.measured import job as jobs
 from tightrope.estimators.measured.base import alone, digest, mark_of
 from tightrope.estimators.measured.fitted import Progress
+from tightrope.estimators.measured.layouts import BLOCKS
 from tightrope.estimators.measured.ort import OrtCpu, Source
 from tightrope.estimators.measured.table import Table
 from tightrope.spaces.errors import DeviceError, FormatError
@@ -37,7 +38,7 @@ class Imported(OrtCpu):
 
     def __init__(self, name: str, batch: int = 1) -> None:
         super().__init__(batch)
-        self.name = name
+        self.name, self._isa = name, ""
         self.notes = (f"times are from the tables in {store() / name}; nothing is measured here", *OrtCpu.notes)
 
     def prepare(
@@ -49,14 +50,21 @@ class Imported(OrtCpu):
         Raises:
             DeviceError: the device has none for this network, space and batch size.
         """
-        mark = mark_of(network, space, self.batch, self.versions)
-        path = store() / self.name / f"{digest(mark)}.jsonl"
-        if not path.exists():
+        marks = [mark_of(network, space, self.batch, {**self.versions, "isa": isa}) for isa in BLOCKS]
+        paths = [path for mark in marks if (path := store() / self.name / f"{digest(mark)}.jsonl").exists()]
+        if not paths:
             raise DeviceError(
                 f"device {self.name!r} has no table for network {network.fingerprint} in this space at batch {self.batch}; write a "
                 f"job with `tightrope devices probe`, run it there, and add it with `tightrope devices import {self.name}`"
             )
-        self.open(network, space, source, path, _fingerprint(path), here=False)
+        of = _fingerprint(paths[0])
+        self._isa = of["isa"]
+        self.open(network, space, source, paths[0], of, here=False)
+
+    @property
+    def isa(self) -> str:
+        """The instruction set of the device."""
+        return self._isa
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -38,9 +38,10 @@ NETS, HELD = 24, 12  # mixed nets to fit, and to say how good the fit is
 def write(
     network: Network, space: Space, source: Source, encode: Encoder, mark: Mapping[str, Any], *, seed: int = 0
 ) -> Iterator[str]:  # fmt: skip
-    """The lines of the job that covers a space, at the batch size of `mark`, which tells the table from others of a device."""
+    """The lines of the job that covers a space, at the batch size and for the instruction set of `mark`, which tells the table from
+    others of a device."""
     rng = np.random.default_rng(seed)
-    designs, patterns = survey(space, OrtRuntime(network, source, int(mark["batch"])), encode, rng)
+    designs, patterns = survey(space, OrtRuntime(network, source, int(mark["batch"]), mark["isa"]), encode, rng)
     models: list[dict[str, Any]] = []
 
     def add(role: str, model: onnx.ModelProto, **more: Any) -> None:

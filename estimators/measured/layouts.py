@@ -1,19 +1,16 @@
 """Layouts that ONNX Runtime gives to convolutions, and the nodes that change layouts where they meet.
 
-Floating-point convolutions run in blocks of 16 channels, integer ones with channels last. Both stages come to what ONNX
-Runtime's own do (`nchwc_transformer.cc`, `nhwc_transformer.cc` and the transpose optimiser of version 1.32).
+Floating-point convolutions run in blocks of channels where the processor has kernels for them, integer ones with channels last.
+Both stages come to what ONNX Runtime's own do (`nchwc_transformer.cc`, `nhwc_transformer.cc` and the transpose optimiser of
+version 1.32).
 """
 
 from tightrope.estimators.measured.nodes import Node, Tensor, up
 
-BLOCK = 16
+BLOCKS = {"avx512": 16, "avx2": 8, "arm64": 0}
+"""Channels in a block by instruction set: avx2 stands for any x86-64 without AVX-512, 0 for no blocks."""
 DOMAIN = "com.microsoft.nchwc:"
 _CONVOLUTIONS = frozenset({"Conv", "com.microsoft:FusedConv"})
-
-
-def padded(channels: int) -> int:
-    """Channels rounded up to whole blocks."""
-    return up(channels, BLOCK)
 
 
 class _Blocked:
@@ -25,13 +22,27 @@ class _Blocked:
         self.tensor, self.maker, self.first_uses, self.uses, self.channels = tensor, maker, uses, uses, channels
 
 
-def block_layouts(nodes: list[Node]) -> list[Node]:
+def blockable(node: Node, block: int) -> bool:
+    """Whether a floating-point convolution can run in blocks."""
+    if node.kind not in _CONVOLUTIONS or not block:
+        return False
+    out, each = map(int, node.constants[1][1][:2])
+    groups = int(dict(node.attributes)["group"])
+    if groups == 1:
+        return each < block or each % 4 == 0
+    if each == 1 and out == groups:
+        return out % 4 == 0
+    return each % block == 0 and out % groups == 0 and (out // groups) % block == 0
+
+
+def block_layouts(nodes: list[Node], block: int) -> list[Node]:
     """Run convolutions and what follows them in blocks, with ReorderInput and ReorderOutput at the edges."""
-    return _Blocking().run(nodes)
+    return _Blocking(block).run(nodes) if block else nodes
 
 
 class _Blocking:
-    def __init__(self) -> None:
+    def __init__(self, block: int) -> None:
+        self.block = block
         self.blocked: dict[int, _Blocked] = {}
         self.reordered: dict[int, Tensor] = {}
         self.done: list[Node] = []
@@ -39,8 +50,9 @@ class _Blocking:
 
     def run(self, nodes: list[Node]) -> list[Node]:
         for node in nodes:
-            if node.kind in _CONVOLUTIONS:
-                added = self.convolution(node)
+            if blockable(node, self.block):
+                self.convolution(node)
+                added = True
             elif len(node.outs) == 1 and node.ins and node.out.maker is node:
                 added = self.other(node)
             else:
@@ -56,7 +68,7 @@ class _Blocking:
         """The tensor in blocks, by a ReorderInput that all its readers share."""
         if id(tensor) not in self.reordered:
             batch, channels, *size = tensor.shape
-            made = self.reordered[id(tensor)] = Tensor((batch, padded(channels), *size))
+            made = self.reordered[id(tensor)] = Tensor((batch, self.padded(channels), *size))
             self.done.append(Node(DOMAIN + "ReorderInput", [tensor], [made], (("channels_last", 0),), (None,)))
         return self.reordered[id(tensor)]
 
@@ -81,47 +93,41 @@ class _Blocking:
         self.keep.append(plain)
         if maker is None:
             batch, _, *size = plain.shape
-            node.make(Tensor((batch, padded(channels), *size)))
+            node.make(Tensor((batch, self.padded(channels), *size)))
             maker = node
         self.blocked[id(plain)] = _Blocked(maker.out, maker, uses, channels)
 
-    def convolution(self, node: Node) -> bool:
-        weight, *bias = node.constants[1:]
-        out, each, *kernel = weight[1]
-        attributes = dict(node.attributes)
-        groups, block, wide = attributes["group"], True, padded(out)
-        if groups > 1:
-            if each == 1 and out == groups:
-                if out % 4 and out % BLOCK:
-                    return True
-                attributes["group"] = wide
-            elif each % BLOCK or out % groups or (out // groups) % BLOCK:
-                return True
-        elif each < BLOCK:
-            block = False
-        elif each % 4:
-            return True
-        else:
-            each = padded(each)
+    def padded(self, channels: int) -> int:
+        """Channels rounded up to whole blocks."""
+        return up(channels, self.block)
+
+    def convolution(self, node: Node) -> None:
+        """Run a convolution in blocks; one of fewer channels than a block reads the plain tensor."""
+        (_, (out, each, *kernel), _), *bias = node.constants[1:]
+        attributes, wide = dict(node.attributes), self.padded(out)
+        blocked = attributes["group"] > 1 or each >= self.block
+        if attributes["group"] > 1 and each == 1:
+            attributes["group"] = wide
+        elif blocked and attributes["group"] == 1:
+            each = self.padded(each)
         node.kind = DOMAIN + "Conv"
         node.attributes = tuple(attributes.items())
         node.constants = (None, ("f", (wide, each, *kernel), None), *[("f", (wide,), None) for _ in bias])
-        if block and self.read(node, 0) is None:
+        if blocked and self.read(node, 0) is None:
             node.read(0, self.enter(node.ins[0]))
         self.write(node, out)
-        return True
 
     def other(self, node: Node) -> bool:
         """Whether the node stays; one that is fused into a convolution does not."""
         kind, shape = node.kind, node.ins[0].shape
-        if kind in ("MaxPool", "AveragePool") and not node.ins[0].coded and len(shape) == 4 and shape[1] % BLOCK == 0:
+        if kind in ("MaxPool", "AveragePool") and not node.ins[0].coded and len(shape) == 4 and shape[1] % self.block == 0:
             node.kind = DOMAIN + kind
             if self.read(node, 0) is None:
                 node.read(0, self.enter(node.ins[0]))
             self.write(node, shape[1])
             return True
         if kind == "BatchNormalization" and id(node.ins[0]) in self.blocked:
-            wide = padded(shape[1])
+            wide = self.padded(shape[1])
             node.kind, node.attributes = DOMAIN + "Conv", (("group", wide),)
             node.constants = (None, ("f", (wide, 1, 1, 1), None), ("f", (wide,), None))
             self.read(node, 0)
@@ -134,7 +140,7 @@ class _Blocking:
         if kind in ("Add", "Sum", "Mul"):
             return self.binary(node, there)
         if kind == "Concat" and dict(node.attributes).get("axis") == 1:
-            if all(f.channels % BLOCK == 0 for f in there):
+            if all(f.channels % self.block == 0 for f in there):
                 for index in range(len(there)):
                     self.read(node, index)
                 self.write(node, node.out.shape[1])
@@ -143,7 +149,7 @@ class _Blocking:
         elif kind == "com.microsoft:QuickGelu":
             self.read(node, 0)
             self.write(node, there[0].channels)
-        elif kind in ("GlobalAveragePool", "GlobalMaxPool") and shape[1] % BLOCK == 0:
+        elif kind in ("GlobalAveragePool", "GlobalMaxPool") and shape[1] % self.block == 0:
             node.kind = DOMAIN + kind
             self.read(node, 0)
             self.write(node, shape[1])

@@ -2,12 +2,13 @@
 
 Three steps, each what the exporter or a stage of ONNX Runtime's optimiser does: the graph as it is written with its integer
 nodes fused (here), then blocked layouts of floating-point convolutions and channels-last layouts of integer ones (`layouts.py`).
+Blocks are as wide as the instruction set has them.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from tightrope.estimators.measured.layouts import block_layouts, channels_last
+from tightrope.estimators.measured.layouts import block_layouts, blockable, channels_last
 from tightrope.estimators.measured.nodes import Node, Tensor, Wide, product, share, up
 from tightrope.estimators.measured.plan import Call, Constant, Op, Plan, Region
 from tightrope.spaces.network import Network
@@ -49,10 +50,10 @@ class _Value:
 
 
 class Lowering:
-    """Lowers policies of one network; `plan` is what no policy changes."""
+    """Lowers policies of one network; `plan` is what no policy changes, `block` the channels in a block (`layouts.BLOCKS`)."""
 
-    def __init__(self, network: Network, plan: Plan) -> None:
-        self.network, self.plan = network, plan
+    def __init__(self, network: Network, plan: Plan, block: int) -> None:
+        self.network, self.plan, self.block = network, plan, block
         self.merged: dict[str, list[str]] = {}
         self.reads: dict[str, int] = {}
         for name, region in plan.free.items():
@@ -66,7 +67,8 @@ class Lowering:
 
     def nodes(self, policy: Policy) -> list[Node]:
         """The nodes of the optimised graph; those that change layout or precision belong to whatever made what they read."""
-        nodes = channels_last(block_layouts(fuse_activations(decode(_Graph(self, policy).run()))))
+        nodes = fuse_activations(decode(_Graph(self, policy).run()), self.block)
+        nodes = fuse_sums(channels_last(block_layouts(nodes, self.block)))
         for node in nodes:
             source: Node | None = node
             while source is not None and not source.layer:
@@ -338,23 +340,58 @@ def decode(nodes: list[Node]) -> list[Node]:
     return done
 
 
-def fuse_activations(nodes: list[Node]) -> list[Node]:
+def fuse_activations(nodes: list[Node], block: int) -> list[Node]:
     """Fuse an activation into the floating-point convolution or Gemm whose tensor it alone reads."""
     gone: set[int] = set()
     for node in nodes:
-        if node.kind not in ("Conv", "Gemm") or not node.out.uses or node.out.is_output:
-            continue
-        first = node.out.uses[0]
-        if first.raw in (ACTIVATIONS if node.kind == "Conv" else GEMM_ACTIVATIONS) and all(
-            u.region is first.region for u in node.out.uses
-        ):
-            last = first
-            while id(last) not in gone:
-                gone.add(id(last))
-                following = [u for u in last.out.uses if u.region is first.region]
-                last = following[0] if following else last
-            node.make(last.out)
-            parameters = (("activation_params", ACTIVATIONS[first.raw]),) if node.kind == "Conv" else ()
-            node.attributes = (("activation", first.raw), *parameters, *node.attributes)
-            node.kind = "com.microsoft:Fused" + node.kind
+        if node.kind in ("Conv", "Gemm"):
+            gone |= fuse_activation(node, node.out, block)
     return [node for node in nodes if id(node) not in gone]
+
+
+def fuse_activation(node: Node, tensor: Tensor, block: int) -> set[int]:
+    """Let a convolution or Gemm make what an activation makes of a tensor that it alone reads; the nodes that are then gone."""
+    gone: set[int] = set()
+    if not tensor.uses or tensor.is_output:
+        return gone
+    last = first = tensor.uses[0]
+    known = first.raw in (ACTIVATIONS if node.kind == "Conv" else GEMM_ACTIVATIONS)
+    if not known or any(u.region is not first.region for u in tensor.uses):
+        return gone
+    if first.raw == "HardSwish" and not blockable(node, block):
+        return gone
+    while id(last) not in gone:
+        gone.add(id(last))
+        following = [u for u in last.out.uses if u.region is first.region]
+        last = following[0] if following else last
+    node.make(last.out)
+    parameters = (("activation_params", ACTIVATIONS[first.raw]),) if node.kind == "Conv" else ()
+    node.attributes = (("activation", first.raw), *parameters, *node.attributes)
+    node.kind = "com.microsoft:Fused" + node.kind
+    return gone
+
+
+def fuse_sums(nodes: list[Node]) -> list[Node]:
+    """Fuse a sum, and an activation behind it, into the convolution without blocks whose tensor it alone reads.
+
+    ONNX Runtime's `conv_add_act_fusion.cc`; of two convolutions the first.
+    """
+    gone: set[int] = set()
+    moved: dict[int, Node] = {}
+    for node in nodes:
+        if node.kind != "Conv" or node.out.is_output or len(node.out.uses) != 1:
+            continue
+        (added,) = node.out.uses
+        if added.kind != "Add" or len(added.ins) != 2 or added.ins[0].shape != added.ins[1].shape or id(added) in moved:
+            continue
+        other = added.ins[added.ins[0] is node.out]
+        other.uses[other.uses.index(added)] = node
+        node.ins.append(other)
+        node.constants = (*node.constants, *([""] if len(node.constants) < 3 else []), None)
+        moved[id(added)] = node
+        fused = fuse_activation(node, added.out, 0)
+        if not fused:
+            node.make(added.out)
+            node.kind = "com.microsoft:FusedConv"
+        gone |= {id(node), *fused}
+    return [moved.get(id(node), node) for node in nodes if id(node) not in gone]

@@ -1,6 +1,7 @@
 """The device `ort-cpu`: ONNX Runtime on one thread of this machine, costed from a table of the nodes that it runs."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from types import MappingProxyType
 from typing import Protocol
 
@@ -8,9 +9,11 @@ import onnx
 import onnxruntime
 
 from tightrope.estimators.measured import nodes as one_node
+from tightrope.estimators.measured.actual import optimised
 from tightrope.estimators.measured.apart import T
 from tightrope.estimators.measured.base import Measured
 from tightrope.estimators.measured.clock import Runner, Timed
+from tightrope.estimators.measured.layouts import BLOCKS
 from tightrope.estimators.measured.lowering import Lowering
 from tightrope.estimators.measured.nodes import Key, Node, key
 from tightrope.estimators.measured.patterns import Told, told
@@ -21,7 +24,7 @@ from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.network import Layer, Network
 from tightrope.spaces.policy import Policy
 
-LOWERING = 5  # counts up when the exporter or the lowering changes, so that nets timed before are not compared with those after
+LOWERING = 6  # counts up when the exporter or the lowering changes, so that nets timed before are not compared with those after
 
 
 class Source(Protocol):
@@ -37,11 +40,11 @@ class Source(Protocol):
 
 
 class OrtRuntime:
-    """ONNX Runtime's nodes, predicted and timed one by one, and its whole graphs."""
+    """ONNX Runtime's nodes, predicted and timed one by one, and its whole graphs; `isa` is one of `layouts.BLOCKS`."""
 
-    def __init__(self, network: Network, source: Source, batch: int) -> None:
+    def __init__(self, network: Network, source: Source, batch: int, isa: str) -> None:
         self.source, self.batch = source, batch
-        self.lowering = Lowering(network, make(network, source.skeleton, batch))
+        self.lowering = Lowering(network, make(network, source.skeleton, batch), BLOCKS[isa])
 
     def lowered(self, policy: Policy) -> list[tuple[Key, str]]:
         return [(key(node), node.layer) for node in self.lowering.nodes(policy)]
@@ -64,6 +67,21 @@ class OrtRuntime:
         return steady_nodes()
 
 
+@cache
+def isa() -> str:
+    """The instruction set of this machine, as far as it decides how ONNX Runtime runs a graph.
+
+    Raises:
+        DeviceError: it is none of those that nodes can be predicted for.
+    """
+    family = "Conv{kernel_shape=[1,1]}(f:1,1,1,1;=f:1,1,1,1)->f:1,1,1,1"
+    wide = optimised(one_node.model(family, ())).graph.initializer[0].dims[0]
+    found = [name for name, block in BLOCKS.items() if max(block, 1) == wide]
+    if not found:
+        raise DeviceError(f"onnxruntime must run convolutions in blocks of {sorted(BLOCKS.values())} channels, here it has {wide}")
+    return found[0]
+
+
 class OrtCpu(Measured):
     """ONNX Runtime's CPU provider, one thread, measured.
 
@@ -79,6 +97,11 @@ class OrtCpu(Measured):
         "4-bit weights of convolutions are dropped: there is no operator for them",
     )
 
+    @property
+    def isa(self) -> str:
+        """The instruction set that graphs are run with."""
+        return isa()
+
     def pairs(self, layer: Layer) -> Sequence[tuple[int, int]]:
         """Floating point, 8-bit integers, and for linear layers 4-bit weights with floating-point activations."""
         if layer.kind not in ("conv", "depthwise", "linear"):
@@ -89,7 +112,7 @@ class OrtCpu(Measured):
         return Weights(network, self.batch, onnx=True)
 
     def runtime(self, network: Network, source: Source) -> OrtRuntime:
-        return OrtRuntime(network, source, self.batch)
+        return OrtRuntime(network, source, self.batch, self.isa)
 
     def nodes(self, network: Network, policy: Policy) -> list[Node]:
         """The nodes that ONNX Runtime is predicted to run for a policy."""

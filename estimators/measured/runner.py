@@ -76,8 +76,8 @@ def low(samples: Any) -> Any:
     return np.percentile(samples, 25, axis=0)
 
 
-def read_job(path: Path) -> tuple[str, list[dict[str, Any]]]:
-    """What tells the job from any other, and its models."""
+def read_job(path: Path) -> tuple[str, str, list[dict[str, Any]]]:
+    """What tells the job from any other, the instruction set that it is for, and its models."""
     data = path.read_bytes()
     try:
         head, *rest = [json.loads(line) for line in data.splitlines()]
@@ -86,16 +86,28 @@ def read_job(path: Path) -> tuple[str, list[dict[str, Any]]]:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         sys.exit(f"{path} is not a whole probe job of version 1; write it again with `tightrope devices probe`")
-    return hashlib.sha256(data).hexdigest()[:16], entries
+    return hashlib.sha256(data).hexdigest()[:16], head["mark"]["isa"], entries
+
+
+def cpuinfo() -> list[str]:
+    """What Linux says of the device's CPU."""
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def isa() -> str:
+    """The device's instruction set as `tightrope devices probe --isa` names it; empty where it cannot be told."""
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return "arm64"
+    flags = next((line.split() for line in cpuinfo() if line.startswith("flags")), [])
+    return ("avx512" if "avx512f" in flags else "avx2") if flags else ""
 
 
 def processor() -> str:
     """The model of the device's CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Hardware"))]
+    names = [line.split(":", 1)[1].strip() for line in cpuinfo() if line.startswith(("model name", "Hardware"))]
     return names[0] if names else platform.processor() or platform.machine()
 
 
@@ -128,7 +140,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    job, entries = read_job(given.job)
+    job, wanted_isa, entries = read_job(given.job)
+    if isa() not in (wanted_isa, ""):
+        sys.exit(f"{given.job} is for {wanted_isa}, this device has {isa()}: write it again with --isa {isa()}")
     steady = [Model(e) for role in STEADY for e in entries if e["role"] == role]
     wanted = [e for e in entries if e["role"] not in STEADY]
     file, done = begin(given.results, job)

@@ -25,6 +25,7 @@ from tightrope.spaces.errors import DeviceError
 
 NET = Handmade(resnet8)
 SPACE = Space.build(NET.network, OrtCpu().pairs, least_width=0.5, width_step=16, rank_shares=(0.25,))
+MARK = mark_of(NET.network, SPACE, 1, {**OrtCpu.versions, "isa": OrtCpu().isa})
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +36,7 @@ def work(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
         patch.setenv("TIGHTROPE_CACHE", str(folder / "cache"))
         for name, value in {"MET": 150, "PLAIN": 100}.items():
             patch.setattr(fitted, name, value)
-        lines = job.write(
-            NET.network, SPACE, Source(), OrtCpu().encoder(NET.network), mark_of(NET.network, SPACE, 1, OrtCpu.versions)
-        )
+        lines = job.write(NET.network, SPACE, Source(), OrtCpu().encoder(NET.network), MARK)
         text = "".join(lines)
         (folder / "job.jsonl").write_text(text)
         assert imported.keep_job(text).exists()

@@ -12,8 +12,9 @@ from payloads import random_payload
 from tightrope.compressors.export.onnx import write
 from tightrope.estimators.measured.actual import actual, predicted
 from tightrope.estimators.measured.clock import Runner, low_quartile, measure, noise_floor, time_rounds
-from tightrope.estimators.measured.lowering import Lowering
-from tightrope.estimators.measured.nodes import key, model
+from tightrope.estimators.measured.layouts import BLOCKS, block_layouts
+from tightrope.estimators.measured.lowering import Lowering, fuse_sums
+from tightrope.estimators.measured.nodes import Node, Tensor, key, model
 from tightrope.estimators.measured.ort import OrtCpu
 from tightrope.estimators.measured.plan import Call, make
 from tightrope.spaces import Policy, Space
@@ -21,7 +22,8 @@ from tightrope.spaces.errors import DeviceError
 
 NETS = {net.__name__: Handmade(net) for net in (resnet8, mobilenet, vit)}
 FORMS = {"resnet8": "spatial", "mobilenet": "tucker", "vit": "spatial"}
-LOWERINGS = {name: Lowering(net.network, make(net.network, net.at, 1)) for name, net in NETS.items()}
+BLOCK = BLOCKS[OrtCpu().isa]
+LOWERINGS = {name: Lowering(net.network, make(net.network, net.at, 1), BLOCK) for name, net in NETS.items()}
 
 
 def built(name: str, policy: Policy, batch: int = 1) -> onnx.ModelProto:
@@ -33,12 +35,55 @@ def built(name: str, policy: Policy, batch: int = 1) -> onnx.ModelProto:
 @pytest.mark.parametrize("name", NETS)
 def test_predicted_nodes_equal_the_optimised_graph(name: str, batch: int, record_property: Callable[[str, object], None]) -> None:
     net = NETS[name]
-    lowering = LOWERINGS[name] if batch == 1 else Lowering(net.network, make(net.network, net.at, batch))
+    lowering = LOWERINGS[name] if batch == 1 else Lowering(net.network, make(net.network, net.at, batch), BLOCK)
     space, rng = Space.build(net.network, OrtCpu().pairs, form=FORMS[name]), np.random.default_rng(batch)
     policies = [space.dense, space.uniform(0.5, (8, 8)), *(space.sample(rng) for _ in range(10))]
     same = [predicted(lowering.nodes(p)) == actual(built(name, p, batch)) for p in policies]
     record_property("share", sum(same) / len(same))
     assert sum(same) >= 0.95 * len(same), f"{sum(same)} of {len(same)} policies of {name} are predicted exactly"
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_without_blocks_as_on_arm64_the_nodes_are_predicted_too(name: str) -> None:
+    net = NETS[name]
+    lowering = Lowering(net.network, make(net.network, net.at, 1), BLOCKS["arm64"])
+    space, rng = Space.build(net.network, OrtCpu().pairs, form=FORMS[name]), np.random.default_rng(3)
+    policies = [space.dense, *(space.sample(rng) for _ in range(8))]
+    same = [predicted(lowering.nodes(p)) == actual(built(name, p), without=("NchwcTransformer",)) for p in policies]
+    assert sum(same) >= 0.95 * len(same), f"{sum(same)} of {len(same)} policies of {name} are predicted exactly"
+
+
+@pytest.mark.parametrize("activation", ["", "Relu", "Tanh", "HardSigmoid"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_sum_is_fused_into_a_convolution_that_has_no_blocks(activation: str, first: bool) -> None:
+    held, read, made = Tensor((1, 16, 8, 8)), Tensor((1, 17, 8, 8)), Tensor((1, 16, 8, 8))
+    weights = (None, ("f", (16, 17, 3, 3), None), ("f", (16,), None))
+    conv = Node("Conv", [read], [made], (("group", 1), ("kernel_shape", (3, 3)), ("pads", (1, 1, 1, 1))), weights)
+    summed = Tensor((1, 16, 8, 8))
+    add = Node("Add", [made, held] if first else [held, made], [summed], (), (None, None), raw="Add", region="sum")
+    nodes, last = [conv, add], summed
+    if activation:
+        last = Tensor((1, 16, 8, 8))
+        nodes.append(Node(activation, [summed], [last], (), (None,), raw=activation, region="activation"))
+    last.is_output = True
+    found = predicted(fuse_sums(block_layouts(nodes, BLOCK)))
+    names = ["y"] if not activation else ["sum", "y"]
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Conv", ["x", "w", "b"], ["c"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+            onnx.helper.make_node("Add", ["c", "r"] if first else ["r", "c"], names[:1]),
+            *([onnx.helper.make_node(activation, ["sum"], ["y"])] if activation else []),
+        ],
+        "sum",
+        [onnx.helper.make_tensor_value_info(n, 1, (1, c, 8, 8)) for n, c in (("x", 17), ("r", 16))],
+        [onnx.helper.make_tensor_value_info("y", 1, (1, 16, 8, 8))],
+        [
+            onnx.numpy_helper.from_array(np.ones((16, 17, 3, 3), np.float32), "w"),
+            onnx.numpy_helper.from_array(np.ones(16, np.float32), "b"),
+        ],
+    )
+    assert found == actual(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10))
+    assert [kind for kind, *_ in found] == ["com.microsoft:FusedConv"]
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -11,6 +11,7 @@ from payloads import random_payload
 
 from tightrope.compressors.export.onnx import write
 from tightrope.estimators.encode import Encoder
+from tightrope.estimators.measured.layouts import BLOCKS
 from tightrope.estimators.measured.lowering import Lowering
 from tightrope.estimators.measured.nodes import Key, key
 from tightrope.estimators.measured.ort import OrtCpu
@@ -45,7 +46,7 @@ def nodes_of(patterns: Patterns, encode: Encoder, policies: list) -> "list[Count
 @pytest.mark.parametrize("name", NETS)
 def test_patterns_tell_what_lowering_says(name: str) -> None:
     net, space, encode = setting(name)
-    lowering, rng = Lowering(net.network, make(net.network, net.at, 1)), np.random.default_rng(0)
+    lowering, rng = Lowering(net.network, make(net.network, net.at, 1), BLOCKS[OrtCpu().isa]), np.random.default_rng(0)
     seen = probes(space, rng, 400) + mixed(space, rng, 300)
     patterns = learn(net.network, encode(seen), [told(lowering.nodes(p)) for p in seen])
     others = mixed(space, rng, 60)
