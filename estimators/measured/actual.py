@@ -1,15 +1,18 @@
-"""The nodes that ONNX Runtime really makes of a model, to hold predictions against."""
+"""The nodes that ONNX Runtime really makes of a model, and the memory that it takes, to hold predictions against."""
 
+import os
+import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 
-from tightrope.estimators.measured.nodes import LETTERS, Node
+from tightrope.estimators.measured.nodes import LETTERS, Node, model
 
 Signature = tuple[str, tuple[tuple[str, tuple[int, ...]], ...], tuple[tuple[int, ...], ...], str, tuple[int, ...]]
 """Operator, type and shape of each tensor that it reads, shapes of its constants but scalars, activation, permutation."""
@@ -39,6 +42,57 @@ def actual(model: onnx.ModelProto | bytes, without: Sequence[str] = ()) -> "Coun
         fixed = tuple(constants[name] for name in node.input if constants.get(name))
         found[kind, reads, fixed, attributes.get("activation", b"").decode(), tuple(attributes.get("perm", ()))] += 1
     return found
+
+
+def arena_taken(net: onnx.ModelProto | bytes) -> int:
+    """Bytes that ONNX Runtime's arena really takes in the second call of a model, whose inputs and outputs are the caller's.
+
+    They are read off its log: one arena of the process takes what is asked for and no more, and is shrunk after each call.
+    """
+    _share_arena()
+    _caller(model("Exp{}(f:1)->f:1", ()).SerializeToString())()  # leaves nothing of models before in the arena
+    call = _caller(net if isinstance(net, bytes) else net.SerializeToString())
+    call()
+    return sum(int(size) for size in re.findall(r"Extended allocation by (\d+) bytes", _logged(call)))
+
+
+@cache
+def _share_arena() -> None:
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )  # fmt: skip
+    onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg(0, 1, -1, -1))  # 1: kSameAsRequested
+
+
+def _caller(data: bytes) -> Callable[[], None]:
+    """A call of a model that allocates in the shared arena and shrinks it afterwards."""
+    options, run = _options("ORT_ENABLE_ALL"), onnxruntime.RunOptions()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    run.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    binding = session.io_binding()
+    for given in session.get_inputs():
+        zeros = np.zeros(given.shape, np.int64 if "int64" in given.type else np.float32)
+        binding.bind_ortvalue_input(given.name, onnxruntime.OrtValue.ortvalue_from_numpy(zeros))
+    for made in session.get_outputs():
+        binding.bind_ortvalue_output(made.name, onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(made.shape, np.float32)))
+    return lambda: session.run_with_iobinding(binding, run)
+
+
+def _logged(work: Callable[[], None]) -> str:
+    """What ONNX Runtime writes to its log meanwhile, all of it."""
+    with tempfile.TemporaryFile() as file:
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        onnxruntime.set_default_logger_severity(0)
+        try:
+            work()
+        finally:
+            onnxruntime.set_default_logger_severity(2)
+            os.dup2(kept, 2)
+            os.close(kept)
+        file.seek(0)
+        return file.read().decode(errors="replace")
 
 
 def _options(level: str) -> onnxruntime.SessionOptions:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -49,6 +49,11 @@ class Measured:
             raise DeviceError(f"the batch must be at least 1, got {batch}")
         self.batch = batch
         self._known: dict[str, Known] = {}
+        self._budgeted: frozenset[str] = frozenset()
+
+    def budgeted(self, metrics: Collection[str]) -> None:
+        """Say what is budgeted, before the space is laid out and policies are costed."""
+        self._budgeted = frozenset(metrics)
 
     def pairs(self, layer: Layer) -> Sequence[tuple[int, int]]:
         """Bits of weights and activations that a layer can have."""
@@ -100,6 +105,10 @@ class Measured:
         """What counts the bytes of what is exported."""
         return Weights(network, self.batch, onnx=False)
 
+    def peak_ram_bytes(self, network: Network, policy: Policy) -> int | None:
+        """The most memory that a call takes for activations and workspaces; None where the runtime's is not known."""
+        return None
+
     def known(self, network: Network) -> "Known":
         """What is known of a network.
 
@@ -117,17 +126,19 @@ class Measured:
         return found
 
     def estimate(self, network: Network, policy: Policy) -> Cost:
-        """What a policy costs, with the share of each node."""
+        """What a policy costs, peak RAM too, with the share of each node."""
         policy.check(network)
         cost, fitted = self.estimate_many(network, [policy])[0], self.known(network).fitted
         units, each = [], float(fitted.weights[3])
         for index, ((key, layer), time) in enumerate(zip(fitted.lowered(policy), fitted.shares(policy), strict=True)):
             kind = key[0].partition("{")[0]
             units.append(UnitCost(f"{kind}_{index}", layer, kind, time, overhead_ms=each))
-        return replace(cost, units=tuple(units))
+        return replace(cost, units=tuple(units), peak_ram_bytes=self.peak_ram_bytes(network, policy))
 
     def estimate_many(self, network: Network, policies: Sequence[Policy]) -> list[Cost]:
         """The same for many policies at once, without the breakdown by node.
+
+        Peak RAM, which takes some milliseconds a policy, is told only where it is budgeted.
 
         Raises:
             PolicyError: a policy is for another network.
@@ -137,6 +148,8 @@ class Measured:
         costs: list[Cost] = []
         for start in range(0, len(policies), MOST):
             costs += self._costs(known, policies[start : start + MOST])
+        if "peak_ram_bytes" in self._budgeted:
+            return [replace(c, peak_ram_bytes=self.peak_ram_bytes(network, p)) for c, p in zip(costs, policies, strict=True)]
         return costs
 
     def _costs(self, known: "Known", policies: Sequence[Policy]) -> Iterator[Cost]:

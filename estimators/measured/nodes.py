@@ -119,7 +119,8 @@ class Node:
 
 
 Key = tuple[str, tuple[int, ...]]
-_BYTES = {"f": 4, "i": 4, "l": 8}  # of an item, other types have one
+ITEM_BYTES = {"f": 4, "i": 4, "l": 8}
+"""Bytes of an item by the letter of its type; other types have one."""
 _TENSOR = re.compile(r"=?([a-z]):([\d,*]*)")
 
 
@@ -132,7 +133,7 @@ def _tensors(family: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
         if match := _TENSOR.match(part):
             shape = [size for size in match[2].split(",") if size]
             fixed = prod(int(size) for size in shape if size != "*")
-            found.append((_BYTES.get(match[1], 1) * fixed, tuple(range(place, place + shape.count("*")))))
+            found.append((ITEM_BYTES.get(match[1], 1) * fixed, tuple(range(place, place + shape.count("*")))))
         place += part.count("*")
     return tuple(found)
 

@@ -11,8 +11,10 @@ import onnxruntime
 from tightrope.estimators.measured import nodes as one_node
 from tightrope.estimators.measured.actual import optimised
 from tightrope.estimators.measured.apart import T
+from tightrope.estimators.measured.arena import arena_bytes
 from tightrope.estimators.measured.base import Measured
 from tightrope.estimators.measured.clock import Runner, Timed
+from tightrope.estimators.measured.fitted import REMEMBERED
 from tightrope.estimators.measured.layouts import BLOCKS
 from tightrope.estimators.measured.lowering import Lowering
 from tightrope.estimators.measured.nodes import Key, Node, key
@@ -86,16 +88,21 @@ class OrtCpu(Measured):
     """ONNX Runtime's CPU provider, one thread, measured.
 
     `prepare` has to be called for a network before its policies can be costed. Latency is the CPU time of one thread for
-    the second of two calls back to back, low quartile over rounds.
+    the second of two calls back to back, low quartile over rounds. Peak RAM is worked out from the nodes, not measured.
     """
 
     name = "ort-cpu"
+    metrics = Measured.metrics | {"peak_ram_bytes"}
     versions = MappingProxyType({"onnxruntime": onnxruntime.__version__, "lowering": LOWERING})
     notes: tuple[str, ...] = (
         "2-, 3-, 5-, 6- and 7-bit weights are dropped: ONNX Runtime runs 8-bit integers, or 4-bit weights of linear layers",
         "activations below 8 bits are dropped: they run as 8-bit integers and save nothing",
         "4-bit weights of convolutions are dropped: there is no operator for them",
     )
+
+    def __init__(self, batch: int = 1) -> None:
+        super().__init__(batch)
+        self._peaks: dict[Policy, int] = {}
 
     @property
     def isa(self) -> str:
@@ -113,6 +120,14 @@ class OrtCpu(Measured):
 
     def runtime(self, network: Network, source: Source) -> OrtRuntime:
         return OrtRuntime(network, source, self.batch, self.isa)
+
+    def peak_ram_bytes(self, network: Network, policy: Policy) -> int:
+        """What ONNX Runtime's arena holds at most in a call, from the second on (`arena.arena_bytes`), for one batch."""
+        if policy not in self._peaks:
+            if len(self._peaks) >= REMEMBERED:
+                self._peaks.clear()
+            self._peaks[policy] = arena_bytes(self.nodes(network, policy))
+        return self._peaks[policy]
 
     def nodes(self, network: Network, policy: Policy) -> list[Node]:
         """The nodes that ONNX Runtime is predicted to run for a policy."""

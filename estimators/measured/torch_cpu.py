@@ -1,7 +1,7 @@
 """The device `torch-cpu`: eager torch with compiled low-bit kernels, on one thread of this machine."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from types import MappingProxyType
@@ -138,10 +138,6 @@ class TorchCpu(Measured):
     name = "torch-cpu"
     versions = MappingProxyType({"torch": torch.__version__, "tightrope": version("tightrope"), "lowering": LOWERING})
 
-    def __init__(self, batch: int = 1) -> None:
-        super().__init__(batch)
-        self._sized = False
-
     @property
     def notes(self) -> tuple[str, ...]:  # type: ignore[override]
         """What the space leaves out, and why."""
@@ -150,18 +146,18 @@ class TorchCpu(Measured):
         )
         return (
             "activations below 8 bits are dropped: they run as 8-bit integers and save nothing",
-            *(() if self._sized else narrow),
+            *(() if self._sized() else narrow),
         )
 
-    def budgeted(self, metrics: Collection[str]) -> None:
-        """Say what is budgeted, before the space is laid out: convolutions have narrow weights only where size counts."""
-        self._sized = "size_bytes" in metrics
+    def _sized(self) -> bool:
+        """Whether size is budgeted: only there do convolutions have narrow weights."""
+        return "size_bytes" in self._budgeted
 
     def pairs(self, layer: Layer) -> Sequence[tuple[int, int]]:
         """Floating point; 2- to 8-bit weights of linear layers, 8-bit ones of convolutions, both with 8-bit activations."""
         if layer.kind not in ("conv", "depthwise", "linear"):
             raise DeviceError(f"layer {layer.name!r} is of kind {layer.kind!r}, which device {self.name!r} does not know")
-        widths = WIDTHS if layer.kind == "linear" or self._sized else (8,)
+        widths = WIDTHS if layer.kind == "linear" or self._sized() else (8,)
         return ((32, 32), *((bits, 8) for bits in widths))
 
     def depends(self, source: Source) -> Mapping[str, Any]:

@@ -54,7 +54,15 @@ class TestOrtCpu(DeviceContract):
         self.cache = cache
 
     def make(self, batch: int = 1) -> OrtCpu:
-        return prepared(self.cache, batch)
+        device = prepared(self.cache, batch)
+        device.budgeted({"peak_ram_bytes"})
+        return device
+
+    def test_peak_ram_of_many_is_told_where_it_is_budgeted(self, device: OrtCpu, network: Network, policies: list[Policy]) -> None:
+        told = [c.peak_ram_bytes for c in device.estimate_many(network, policies)]
+        device.budgeted({"latency_ms"})
+        assert [c.peak_ram_bytes for c in device.estimate_many(network, policies)] == [None] * len(policies)
+        assert [device.estimate(network, p).peak_ram_bytes for p in policies] == told
 
     def test_an_unknown_operator_is_an_error(self, device: OrtCpu, network: Network, policies: list[Policy]) -> None:  # type: ignore[override]
         """A measured device knows the operators that its runtime runs, and no network that it was not prepared for."""
