@@ -1,33 +1,16 @@
 """Many policies of one network as arrays, so that their costs are array arithmetic."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tightrope.spaces.batch import Batch, IntArray
 from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.network import Extent, Network
-from tightrope.spaces.policy import DENSE, Policy
+from tightrope.spaces.policy import Policy
 
-IntArray = NDArray[np.int64]
-FORMS = ("", "svd", "spatial", "tucker")
 Pairs = Mapping[str, frozenset[tuple[int, int]]]
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """`b` policies: group widths `b x G`; weight bits, activation bits, ranks (0: whole) and places in `FORMS`, `b x L`."""
-
-    widths: IntArray
-    weight_bits: IntArray
-    act_bits: IntArray
-    ranks: IntArray
-    forms: IntArray
-
-    def __len__(self) -> int:
-        return len(self.widths)
 
 
 class Extents:
@@ -61,9 +44,6 @@ class Encoder:
 
     def __init__(self, network: Network, device: str, pairs: Pairs) -> None:
         self.network, self._device, self._pairs = network, device, pairs
-        self._groups = {group.name: i for i, group in enumerate(network.groups)}
-        self._layers = {layer.name: i for i, layer in enumerate(network.layers)}
-        self._dense = np.array([g.width for g in network.groups], np.int64)
         self._codes = [np.array(sorted(64 * w + a for w, a in pairs[x.name])) for x in network.layers]
 
     def __call__(self, policies: Sequence[Policy]) -> Batch:
@@ -73,33 +53,7 @@ class Encoder:
             PolicyError: a policy is for another network, or no model could satisfy it.
             DeviceError: the device does not execute the bits of a layer.
         """
-        fingerprint, groups, layers = self.network.fingerprint, self._groups, self._layers
-        widths = np.tile(self._dense, (len(policies), 1))
-        choices = np.tile(np.array([DENSE.weight_bits, DENSE.act_bits, 0, 0], np.int64), (len(policies), len(layers), 1))
-        form = {name: i for i, name in enumerate(FORMS)}
-        try:
-            if any(p.network != fingerprint for p in policies):
-                raise KeyError
-            kept = [(i, groups[g], w) for i, p in enumerate(policies) for g, w in p.widths]
-            done = [
-                (i, layers[x], c.weight_bits, c.act_bits, c.rank or 0, form[c.form])
-                for i, p in enumerate(policies)
-                for x, c in p.choices
-            ]
-        except KeyError:
-            for policy in policies:
-                policy.check(self.network)
-            raise
-        if kept:
-            row, column, value = np.array(kept, np.int64).T
-            widths[row, column] = value
-            if (widths < 1).any() or (widths > self._dense).any():
-                for policy in policies:
-                    policy.check(self.network)
-        if done:
-            table = np.array(done, np.int64)
-            choices[table[:, 0], table[:, 1]] = table[:, 2:]
-        found = Batch(widths, *np.moveaxis(choices, 2, 0))
+        found = Batch.of(self.network, policies)
         self._check(found)
         return found
 

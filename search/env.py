@@ -133,7 +133,7 @@ class CompressionEnv(gym.Env[Observations, NDArray[np.float32]]):
         problem = self.problem
         if self._states == "haq":
             return [0.0] * len(points)
-        costs = problem.costs([problem.space.decode(p) for p in points])
+        costs = problem.costs(problem.space.decode_many(points))
         if self._states == "amc":
             return [max(0.0, 1 - cost.macs / problem.dense_cost.macs) for cost in costs]
         share = problem.limits.use if problem.limits.top else problem.price

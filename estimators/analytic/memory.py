@@ -6,7 +6,8 @@ import numpy as np
 
 from tightrope.estimators.analytic.block import FloatArray
 from tightrope.estimators.analytic.operators import readers, sort_of
-from tightrope.estimators.encode import Extents, IntArray
+from tightrope.estimators.encode import Extents
+from tightrope.spaces.batch import IntArray
 from tightrope.spaces.network import Network
 
 _INPUT = "input"

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.optimize import nnls
 
-from tightrope.estimators.encode import Batch, Encoder
+from tightrope.estimators.encode import Encoder
+from tightrope.spaces.batch import Batch
 from tightrope.estimators.measured import rapl
 from tightrope.estimators.measured.apart import T
 from tightrope.estimators.measured.clock import CHUNK, Float, Timed, low_quartile, noise_floor, time_rounds

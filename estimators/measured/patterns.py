@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tightrope.estimators.encode import FORMS, Batch, Extents, IntArray
+from tightrope.estimators.encode import Extents
+from tightrope.spaces.batch import FORMS, Batch, IntArray
 from tightrope.estimators.measured.lowering import INPUT
 from tightrope.estimators.measured.nodes import Form, Node, Wide, written
 from tightrope.spaces.errors import FormatError
