@@ -35,6 +35,29 @@ class Extents:
         return found
 
 
+class Shapes:
+    """Number of elements of many tensors at once, as products of linear forms over the widths."""
+
+    def __init__(self, network: Network, shapes: Sequence[tuple[Extent, ...]]) -> None:
+        groups = {group.name: i for i, group in enumerate(network.groups)}
+        follow = [[extent for extent in shape if extent.terms] for shape in shapes]
+        self._fixed = np.array([prod(extent.fixed for extent in shape if not extent.terms) for shape in shapes], np.int64)
+        most = max(map(len, follow), default=0)
+        self._forms = [(np.zeros((len(groups), len(shapes)), np.int64), np.ones(len(shapes), np.int64)) for _ in range(most)]
+        for tensor, extents in enumerate(follow):
+            for (matrix, fixed), extent in zip(self._forms, extents, strict=False):
+                fixed[tensor] = extent.fixed
+                for group, repeat in extent.terms:
+                    matrix[groups[group], tensor] += repeat
+
+    def __call__(self, widths: IntArray) -> IntArray:
+        """Elements of each of the `T` tensors, `b x T`, at `b x G` widths."""
+        found = np.repeat(self._fixed[None], len(widths), axis=0)
+        for matrix, fixed in self._forms:
+            found *= widths @ matrix + fixed
+        return found
+
+
 class Encoder:
     """Encodes policies of one network.
 
@@ -44,7 +67,9 @@ class Encoder:
 
     def __init__(self, network: Network, device: str, pairs: Pairs) -> None:
         self.network, self._device, self._pairs = network, device, pairs
-        self._codes = [np.array(sorted(64 * w + a for w, a in pairs[x.name])) for x in network.layers]
+        self._able = np.zeros((len(network.layers), 1 << 12), np.bool_)  # by 64 times the weight bits, plus the activation bits
+        for i, layer in enumerate(network.layers):
+            self._able[i, [64 * w + a for w, a in pairs[layer.name]]] = True
 
     def __call__(self, policies: Sequence[Policy]) -> Batch:
         """The policies as arrays, checked as far as it is cheap: network, names, widths and bit pairs.
@@ -58,15 +83,13 @@ class Encoder:
         return found
 
     def _check(self, found: Batch) -> None:
-        codes = found.weight_bits * 64 + found.act_bits
-        for i, layer in enumerate(self.network.layers):
-            known = self._codes[i]
-            place = np.minimum(np.searchsorted(known, codes[:, i]), len(known) - 1)
-            wrong = np.flatnonzero(known[place] != codes[:, i])
-            if wrong.size:
-                weight, act = divmod(int(codes[wrong[0], i]), 64)
-                offered = sorted(self._pairs[layer.name])
-                raise DeviceError(
-                    f"device {self._device!r} executes {len(offered)} pairs of bits of weights and activations for layer "
-                    f"{layer.name!r}, {offered[0]} to {offered[-1]}, and {weight} and {act} bits are none of them"
-                )
+        able = self._able[np.arange(len(self._able)), found.weight_bits * 64 + found.act_bits]
+        if not able.all():
+            row, at = np.argwhere(~able)[0].tolist()
+            layer = self.network.layers[at]
+            offered = sorted(self._pairs[layer.name])
+            raise DeviceError(
+                f"device {self._device!r} executes {len(offered)} pairs of bits of weights and activations for layer "
+                f"{layer.name!r}, {offered[0]} to {offered[-1]}, and {found.weight_bits[row, at]} and {found.act_bits[row, at]} bits "
+                "are none of them"
+            )

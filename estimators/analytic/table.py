@@ -9,7 +9,7 @@ from tightrope.estimators.analytic.block import Block, FloatArray, blocks_of
 from tightrope.estimators.analytic.memory import Liveness
 from tightrope.estimators.analytic.model import Model, Traffic
 from tightrope.estimators.analytic.operators import fused, products, sort_of
-from tightrope.estimators.encode import Encoder, Extents
+from tightrope.estimators.encode import Encoder, Extents, Shapes
 from tightrope.spaces.batch import FORMS, Batch, IntArray
 from tightrope.spaces.errors import PolicyError
 from tightrope.spaces.network import Extent, Network
@@ -33,6 +33,7 @@ class Table:
         self._liveness = Liveness(network)
         extents = Extents(network)
         self._at, self._items = extents.at, extents.items
+        self._rest = Shapes(network, [parameter.shape for parameter in network.parameters])
         self._products = products(network)
         self.between = [
             op for op in network.ops if sort_of(op) in ("unary", "elementwise", "reduce") and op.name not in fused(network)
@@ -73,10 +74,7 @@ class Table:
 
     def rest_bytes(self, found: Batch) -> IntArray:
         """Bytes of the parameters outside of layers, at 32 bits."""
-        total = np.zeros(len(found.widths), np.int64)
-        for parameter in self.network.parameters:
-            total += 4 * self._items(parameter.shape, found.widths)
-        return total
+        return np.asarray(4 * self._rest(found.widths).sum(axis=1))
 
     def peak_ram_bytes(self, found: Batch) -> IntArray:
         """Peak memory of activations, for one batch."""
