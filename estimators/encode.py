@@ -90,6 +90,6 @@ class Encoder:
             offered = sorted(self._pairs[layer.name])
             raise DeviceError(
                 f"device {self._device!r} executes {len(offered)} pairs of bits of weights and activations for layer "
-                f"{layer.name!r}, {offered[0]} to {offered[-1]}, and {found.weight_bits[row, at]} and {found.act_bits[row, at]} bits "
-                "are none of them"
+                f"{layer.name!r}, {offered[0]} to {offered[-1]}, and {found.weight_bits[row, at]} and {found.act_bits[row, at]} "
+                "bits are none of them"
             )

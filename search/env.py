@@ -44,9 +44,10 @@ class CompressionEnv(gym.Env[Observations, NDArray[np.float32]]):
     Each observation is a float32 vector in [0, 1] (names in `features`). With `joint` states it is where the walk is, what is
     decided, the layer's shape (logarithms, scaled over the layers), the share of MACs here and still to come, what the decision
     may cost and lose, what the decisions so far cost and lost, and the last actions. Losses are those of calibration
-    (`Space.losses`); costs are told by the device once, for each option alone in the dense policy made to fit, and added up: half
-    of `committed` is the budget that they come to with the rest as it is there. `amc` has the eleven numbers of AMC's section 3.1 (layer, n, c, h, w, stride, k, FLOPs,
-    reduced, rest, last action) and `haq` the ten of HAQ's section 3.1, in its two steps a layer; both scaled over the layers.
+    (`Space.losses`); costs are told by the device once, for each option alone in the dense policy made to fit, and added up: twice
+    `committed` is the share of the budget that they come to with the rest as it is there. `amc` has the eleven numbers of
+    AMC's section 3.1 (layer, n, c, h, w, stride, k, FLOPs, reduced, rest, last action) and `haq` the ten of HAQ's section 3.1, in
+    its two steps a layer; both scaled over the layers.
     The reward is 0 but for the last step, where it is `reward` of the policy.
 
     Args:
@@ -120,7 +121,8 @@ class CompressionEnv(gym.Env[Observations, NDArray[np.float32]]):
         return float(self._low[self._at])
 
     def _observe(self) -> Observations:
-        return self._rows(self._point, np.array([min(self._at, len(self._point) - 1)]))[0]
+        row: Observations = self._rows(self._point, np.array([min(self._at, len(self._point) - 1)]))[0]
+        return row
 
     def observe_walk(self, point: ArrayLike) -> Observations:
         """The `d x f` observations of a whole walk whose executed actions are `point`, a `d`-dim vector."""
@@ -205,9 +207,9 @@ def _features(problem: Problem, rises: Point, lost: Point) -> tuple[tuple[str, .
     table, middle = np.array(rows, dtype=np.float64), [len(v.options) // 2 for v in space.variables]
     worth = np.stack([np.ptp(rises, axis=1), lost[:, 0], lost[np.arange(len(layers)), middle]], axis=1)
     table = np.concatenate([table, np.sqrt(worth / np.maximum(1e-9, worth.max(0)))], axis=1)
-    names = ("position", *_KINDS, *_LAYERS, "inputs", "outputs", "kernel", "stride", "pixels", "macs", "options", "share", "rest")
-    names += ("price", "loss", "loss-middle")
-    return (*names, "committed", "lost", "mean", *(f"action-{i + 1}" for i in range(_RECENT["joint"]))), table
+    names = ("position", *_KINDS, *_LAYERS, "inputs", "outputs", "kernel", "stride", "pixels", "macs", "options", "share", "rest",
+             "price", "loss", "loss-middle", "committed", "lost", "mean")  # fmt: skip
+    return (*names, *(f"action-{i + 1}" for i in range(_RECENT["joint"]))), table
 
 
 def _published(problem: Problem, states: str) -> tuple[tuple[str, ...], NDArray[np.float64]]:

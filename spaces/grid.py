@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,9 +42,9 @@ class Grid:
         self._shares, self._n_shares = _padded([ranks[x.name] for x in layers])
         self._inputs, self._outputs = _linear(network, [x.inputs for x in layers]), _linear(network, [x.outputs for x in layers])
         self._forms = np.array([FORMS.index(forms[x.name]) for x in layers], np.int64)
-        # MACs of factors are `inputs * inner * before + inner * outer * between + outer * outputs * behind`, whole `inputs * outputs * all`
+        # MACs of factors: inputs * inner * before + inner * outer * between + outer * outputs * behind
         kernel = np.array([x.kernel for x in layers], np.int64).T
-        before, after = (np.array([prod(s) for s in sizes], np.int64) for sizes in ([x.in_size for x in layers], [x.out_size for x in layers]))
+        before, after = (np.array(n, np.int64) for n in ([prod(x.in_size) for x in layers], [prod(x.out_size) for x in layers]))
         middle = np.array([x.out_size[0] * x.in_size[1] for x in layers], np.int64)
         self._spatial, self._tucker = (self._forms == FORMS.index(form) for form in ("spatial", "tucker"))
         self._kernel, self._all = kernel, kernel.prod(0) * after
@@ -113,12 +114,12 @@ def _picked(x: Point, count: IntArray) -> IntArray:
     return np.minimum((x * count).astype(np.int64), count - 1)
 
 
-def _nearest(options: NDArray[np.generic], values: NDArray[np.generic]) -> IntArray:
+def _nearest(options: NDArray[Any], values: NDArray[Any]) -> IntArray:
     """For each row of options, the place of that nearest to its value, the first where some tie."""
-    return np.asarray(np.abs(options - values[:, None]).argmin(1))  # type: ignore[operator]
+    return np.asarray(np.abs(options - values[:, None]).argmin(1))
 
 
-def _padded(rows: Sequence[Sequence[float]]) -> tuple[NDArray[np.generic], IntArray]:
+def _padded(rows: Sequence[Sequence[float]]) -> tuple[NDArray[Any], IntArray]:
     """Rows as one array, their last entries repeated, and how long each is."""
     most = max(map(len, rows), default=1)
     padded = np.array([[*row, *[row[-1]] * (most - len(row))] for row in rows])

@@ -92,7 +92,7 @@ class Liveness:
         """
         at = {layer.name: i for i, layer in enumerate(self._network.layers, 1)}
         asked: dict[str, tuple[set[int], int]] = {}
-        for name in [*reversed(own), *self._names[len(own) :]]:
+        for name in [*reversed([*own]), *self._names[len(own) :]]:
             item, found = own.get(name, 4), set[int]()
             least = 0
             for op in self._readers.get(name, ()) if item == 4 else ():

@@ -15,7 +15,6 @@ import numpy as np
 from scipy.optimize import nnls
 
 from tightrope.estimators.encode import Encoder
-from tightrope.spaces.batch import Batch
 from tightrope.estimators.measured import rapl
 from tightrope.estimators.measured.apart import T
 from tightrope.estimators.measured.clock import CHUNK, Float, Timed, low_quartile, noise_floor, time_rounds
@@ -24,6 +23,7 @@ from tightrope.estimators.measured.nodes import Key, bytes_of
 from tightrope.estimators.measured.patterns import Patterns, Told, learn
 from tightrope.estimators.measured.sampling import mixed, probes, rounds_of
 from tightrope.estimators.measured.table import Table, Untimed, designs, pooled
+from tightrope.spaces.batch import Batch
 from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.network import Network
 from tightrope.spaces.policy import Policy, unique

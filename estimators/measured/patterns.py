@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tightrope.estimators.encode import Extents
-from tightrope.spaces.batch import FORMS, Batch, IntArray
 from tightrope.estimators.measured.lowering import INPUT
 from tightrope.estimators.measured.nodes import Form, Node, Wide, written
+from tightrope.spaces.batch import FORMS, Batch, IntArray
 from tightrope.spaces.errors import FormatError
 from tightrope.spaces.fields import Fields
 from tightrope.spaces.network import Extent, Network

@@ -101,7 +101,8 @@ class DDPG:
         rng = self._problem.rng(number)
         limits = self._aim.limits(rng)
         d, s = self._problem.space.dimension, self._settings
-        guide, sigma = None, np.full(d, self._sigma(number))
+        guide: NDArray[Any] | None = None
+        sigma = np.full(d, self._sigma(number))
         if number < self._warmup:
             if s.guided:
                 return self._opening.ask(number, rng, limits)
@@ -192,8 +193,8 @@ class DDPG:
 
 
 _PAPERS: dict[str, Any] = {
-    "discount": 1.0, "hidden": 300, "batch": 64, "actor_lr": 1e-4, "critic_lr": 1e-3, "momentum": 0.95, "noise": 0.5, "cheaper": 0.0,
-    "wall": True, "touched": None, "elite": 0, "most": None,
+    "discount": 1.0, "hidden": 300, "batch": 64, "actor_lr": 1e-4, "critic_lr": 1e-3, "momentum": 0.95, "noise": 0.5,
+    "cheaper": 0.0, "wall": True, "touched": None, "elite": 0, "most": None,
 }  # fmt: skip
 
 

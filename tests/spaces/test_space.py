@@ -15,7 +15,7 @@ from tightrope.spaces import Choice, Extent, Group, Layer, Network, Policy, Spac
 from tightrope.spaces.batch import Batch
 from tightrope.spaces.errors import PolicyError, SpaceError
 from tightrope.spaces.network import full_rank
-from tightrope.spaces.unit import macs, units_of
+from tightrope.spaces.unit import units_of
 
 NET = chain()
 PAIRS = [(2, 8), (4, 8), (4, 32), (8, 8), (32, 32)]
