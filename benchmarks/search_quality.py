@@ -3,11 +3,12 @@
     python -m benchmarks.search_quality [--json FILE] [--quick] [--only NET-DEVICE ...] [--seeds N] [--trials N] [--out DIR]
 
 Cells: the harder task's residual net and transformer, each under 0.3x of its latency on `ort-cpu` and 0.4x of 8/8 on `bitfusion`
-(simulated); agents random, uniform, ilp, tpe, ddpg and auto, with 5 seeds and 200 trials; in the first cell the other agents too,
-tpe and ddpg behind `ilp`'s policies, and `amc` for 300 episodes. Trials are scored on the search split. What is reported is the
-score, on a second split made for this purpose, of the policy that a search chose: the highest score within the budget after 100 and
-after 200 trials; and the hypervolume of its front, scored on the second split too. Differences are paired by seed; intervals are
-95 % by Student's t over seeds. A difference whose interval holds 0 is called a tie.
+(simulated); agents random, uniform, ilp, tpe, ddpg and auto, with 5 seeds and 200 trials; in the cell residual-bitfusion the other
+agents too, tpe and ddpg behind `ilp`'s policies among them, and in residual-ort-cpu `amc` for 300 episodes. Trials are scored on
+the search split. What is reported is the score, on a second split made for this purpose, of the policy that a search chose: the
+highest score within the budget after 100 and after 200 trials; and the hypervolume of its front, scored on the second split too.
+Differences are paired by seed; intervals are 95 % by Student's t over seeds. A difference whose interval holds 0 is called a tie.
+An agent whose decisions alone cannot meet a budget (`haq` decides about bits only) has no searches, and is named.
 
 `--quick` is the space that can be enumerated: a small net on 8x8 digits, channels and weight bits on `bitserial`, 16,384 policies,
 each scored once on two disjoint splits and kept as a table; the regret of each agent is against the best policy of the first split,
@@ -48,6 +49,7 @@ CONTROLS = ("random", "uniform")
 AT = (100, 200)
 AMC_EPISODES = 300
 BUDGETS = {"ort-cpu": "latency<=0.3x", "bitfusion": "latency<=0.4x"}
+ALL_AGENTS_IN, AMC_IN = "residual-bitfusion", "residual-ort-cpu"
 CELLS = tuple((net, device) for net in ("residual", "transformer") for device in BUDGETS)
 log = logging.getLogger("search_quality")
 
@@ -337,6 +339,8 @@ def compare(cell: Cell, agents: Sequence[str], seeds: int, trials: int, figures:
         print(f"\n{cell.name}: no seed of all agents yet")
         return
     dense = cell.second.evaluate(cell.space.dense)
+    if len(able) < len(agents):
+        print(f"\n{cell.name}: no searches by {', '.join(a for a in agents if a not in able)}")
     print(f"\n{cell.name}, {cell.budget}; dense {dense.value:.2f} ± {dense.stderr:.2f} on the second split; {len(every)} seeds")
     points = sorted({min(at, trials) for at in AT})
     values = {(a, at): [cell.quality(rows, at) for rows in runs] for a, runs in found.items() for at in points}
@@ -440,13 +444,13 @@ def main() -> None:
     figures = Figures()
     if arguments.quick or not arguments.only:
         regrets(arguments.out, arguments.agents or (*AGENTS, *OTHERS), arguments.seeds, figures)
-    for number, (net, device) in enumerate(() if arguments.quick else CELLS):
+    for net, device in () if arguments.quick else CELLS:
         if arguments.only and f"{net}-{device}" not in arguments.only:
             continue
         cell = harder(net, device, arguments.out)
-        agents = arguments.agents or (*AGENTS, *(OTHERS if number == 0 else ()))
+        agents = arguments.agents or (*AGENTS, *(OTHERS if cell.name == ALL_AGENTS_IN else ()))
         compare(cell, agents, arguments.seeds, arguments.trials, figures, kept=arguments.report)
-        if number == 0 and not arguments.agents:
+        if cell.name == AMC_IN and not arguments.agents:
             to_quality(cell, arguments.seeds, arguments.trials, figures, kept=arguments.report)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures.rows, indent=1) + "\n", encoding="utf-8")

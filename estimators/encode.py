@@ -1,33 +1,16 @@
 """Many policies of one network as arrays, so that their costs are array arithmetic."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tightrope.spaces.batch import Batch, IntArray
 from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.network import Extent, Network
-from tightrope.spaces.policy import DENSE, Policy
+from tightrope.spaces.policy import Policy
 
-IntArray = NDArray[np.int64]
-FORMS = ("", "svd", "spatial", "tucker")
 Pairs = Mapping[str, frozenset[tuple[int, int]]]
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """`b` policies: group widths `b x G`; weight bits, activation bits, ranks (0: whole) and places in `FORMS`, `b x L`."""
-
-    widths: IntArray
-    weight_bits: IntArray
-    act_bits: IntArray
-    ranks: IntArray
-    forms: IntArray
-
-    def __len__(self) -> int:
-        return len(self.widths)
 
 
 class Extents:
@@ -52,6 +35,29 @@ class Extents:
         return found
 
 
+class Shapes:
+    """Number of elements of many tensors at once, as products of linear forms over the widths."""
+
+    def __init__(self, network: Network, shapes: Sequence[tuple[Extent, ...]]) -> None:
+        groups = {group.name: i for i, group in enumerate(network.groups)}
+        follow = [[extent for extent in shape if extent.terms] for shape in shapes]
+        self._fixed = np.array([prod(extent.fixed for extent in shape if not extent.terms) for shape in shapes], np.int64)
+        most = max(map(len, follow), default=0)
+        self._forms = [(np.zeros((len(groups), len(shapes)), np.int64), np.ones(len(shapes), np.int64)) for _ in range(most)]
+        for tensor, extents in enumerate(follow):
+            for (matrix, fixed), extent in zip(self._forms, extents, strict=False):
+                fixed[tensor] = extent.fixed
+                for group, repeat in extent.terms:
+                    matrix[groups[group], tensor] += repeat
+
+    def __call__(self, widths: IntArray) -> IntArray:
+        """Elements of each of the `T` tensors, `b x T`, at `b x G` widths."""
+        found = np.repeat(self._fixed[None], len(widths), axis=0)
+        for matrix, fixed in self._forms:
+            found *= widths @ matrix + fixed
+        return found
+
+
 class Encoder:
     """Encodes policies of one network.
 
@@ -61,10 +67,9 @@ class Encoder:
 
     def __init__(self, network: Network, device: str, pairs: Pairs) -> None:
         self.network, self._device, self._pairs = network, device, pairs
-        self._groups = {group.name: i for i, group in enumerate(network.groups)}
-        self._layers = {layer.name: i for i, layer in enumerate(network.layers)}
-        self._dense = np.array([g.width for g in network.groups], np.int64)
-        self._codes = [np.array(sorted(64 * w + a for w, a in pairs[x.name])) for x in network.layers]
+        self._able = np.zeros((len(network.layers), 1 << 12), np.bool_)  # by 64 times the weight bits, plus the activation bits
+        for i, layer in enumerate(network.layers):
+            self._able[i, [64 * w + a for w, a in pairs[layer.name]]] = True
 
     def __call__(self, policies: Sequence[Policy]) -> Batch:
         """The policies as arrays, checked as far as it is cheap: network, names, widths and bit pairs.
@@ -73,46 +78,18 @@ class Encoder:
             PolicyError: a policy is for another network, or no model could satisfy it.
             DeviceError: the device does not execute the bits of a layer.
         """
-        fingerprint, groups, layers = self.network.fingerprint, self._groups, self._layers
-        widths = np.tile(self._dense, (len(policies), 1))
-        choices = np.tile(np.array([DENSE.weight_bits, DENSE.act_bits, 0, 0], np.int64), (len(policies), len(layers), 1))
-        form = {name: i for i, name in enumerate(FORMS)}
-        try:
-            if any(p.network != fingerprint for p in policies):
-                raise KeyError
-            kept = [(i, groups[g], w) for i, p in enumerate(policies) for g, w in p.widths]
-            done = [
-                (i, layers[x], c.weight_bits, c.act_bits, c.rank or 0, form[c.form])
-                for i, p in enumerate(policies)
-                for x, c in p.choices
-            ]
-        except KeyError:
-            for policy in policies:
-                policy.check(self.network)
-            raise
-        if kept:
-            row, column, value = np.array(kept, np.int64).T
-            widths[row, column] = value
-            if (widths < 1).any() or (widths > self._dense).any():
-                for policy in policies:
-                    policy.check(self.network)
-        if done:
-            table = np.array(done, np.int64)
-            choices[table[:, 0], table[:, 1]] = table[:, 2:]
-        found = Batch(widths, *np.moveaxis(choices, 2, 0))
+        found = Batch.of(self.network, policies)
         self._check(found)
         return found
 
     def _check(self, found: Batch) -> None:
-        codes = found.weight_bits * 64 + found.act_bits
-        for i, layer in enumerate(self.network.layers):
-            known = self._codes[i]
-            place = np.minimum(np.searchsorted(known, codes[:, i]), len(known) - 1)
-            wrong = np.flatnonzero(known[place] != codes[:, i])
-            if wrong.size:
-                weight, act = divmod(int(codes[wrong[0], i]), 64)
-                offered = sorted(self._pairs[layer.name])
-                raise DeviceError(
-                    f"device {self._device!r} executes {len(offered)} pairs of bits of weights and activations for layer "
-                    f"{layer.name!r}, {offered[0]} to {offered[-1]}, and {weight} and {act} bits are none of them"
-                )
+        able = self._able[np.arange(len(self._able)), found.weight_bits * 64 + found.act_bits]
+        if not able.all():
+            row, at = np.argwhere(~able)[0].tolist()
+            layer = self.network.layers[at]
+            offered = sorted(self._pairs[layer.name])
+            raise DeviceError(
+                f"device {self._device!r} executes {len(offered)} pairs of bits of weights and activations for layer "
+                f"{layer.name!r}, {offered[0]} to {offered[-1]}, and {found.weight_bits[row, at]} and {found.act_bits[row, at]} "
+                "bits are none of them"
+            )

@@ -12,6 +12,7 @@ import numpy as np
 from tightrope.estimators.device import Device
 from tightrope.search.agents.repair import cheapest
 from tightrope.search.trial import Trial
+from tightrope.spaces.batch import Batch
 from tightrope.spaces.budget import Limits
 from tightrope.spaces.cost import Cost, Score
 from tightrope.spaces.errors import BudgetError, ConfigError
@@ -68,7 +69,7 @@ class Problem:
     floor: float | None = None
     seed: int = 0
     trials: int = 100
-    _known: dict[Policy, Cost] = field(default_factory=dict, repr=False)
+    _known: dict[bytes, Cost] = field(default_factory=dict, repr=False)
 
     @property
     def network(self) -> Network:
@@ -81,13 +82,18 @@ class Problem:
 
     def costs(self, policies: Sequence[Policy]) -> list[Cost]:
         """What the policies cost; each is estimated once and remembered for a while."""
-        new = [p for p in dict.fromkeys(policies) if p not in self._known]
-        found = dict(zip(new, self.device.estimate_many(self.network, new), strict=True)) if new else {}
-        costs = [found.get(p) or self._known[p] for p in policies]
+        batch = Batch.of(self.network, policies)
+        keys, new = batch.keys(), dict[bytes, int]()
+        for i, key in enumerate(keys):
+            if key not in self._known:
+                new.setdefault(key, i)
+        fresh = self.device.estimate_many(self.network, batch.take([*new.values()])) if new else []
+        found = dict(zip(new, fresh, strict=True))
+        costs = [found[key] if key in found else self._known[key] for key in keys]
         self._known.update(found)
         if len(self._known) > _REMEMBERED:
-            for policy in list(self._known)[: len(self._known) - _REMEMBERED // 2]:
-                del self._known[policy]
+            for key in list(self._known)[: len(self._known) - _REMEMBERED // 2]:
+                del self._known[key]
         return costs
 
     def cost(self, policy: Policy) -> Cost:

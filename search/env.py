@@ -7,7 +7,6 @@ continuous action in [0, 1] decides, and the end of the walk is rewarded. Unlike
 
 import math
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tightrope.search.agent import Problem
 from tightrope.search.agents.repair import fit
+from tightrope.search.agents.response import given_up
 from tightrope.spaces.budget import Limits
 from tightrope.spaces.cost import Cost, Score
 from tightrope.spaces.errors import ConfigError
@@ -42,14 +42,19 @@ class CompressionEnv(gym.Env[Observations, NDArray[np.float32]]):
     within the budget whether costs add up or not.
 
     Each observation is a float32 vector in [0, 1] (names in `features`). With `joint` states it is where the walk is, what is
-    decided, the layer's shape (logarithms, scaled over the layers), the share of MACs here and still to come, the budget already
-    committed, and the last actions. `amc` has the eleven numbers of AMC's section 3.1 (layer, n, c, h, w, stride, k, FLOPs,
-    reduced, rest, last action) and `haq` the ten of HAQ's section 3.1, in its two steps a layer; both scaled over the layers.
+    decided, the layer's shape (logarithms, scaled over the layers), the share of MACs here and still to come, what the decision
+    may cost and lose, what the decisions so far cost and lost, and the last actions. Losses are those of calibration
+    (`Space.losses`); costs are told by the device once, for each option alone in the dense policy made to fit, and added up: twice
+    `committed` is the share of the budget that they come to with the rest as it is there. `amc` has the eleven numbers of
+    AMC's section 3.1 (layer, n, c, h, w, stride, k, FLOPs, reduced, rest, last action) and `haq` the ten of HAQ's section 3.1, in
+    its two steps a layer; both scaled over the layers.
     The reward is 0 but for the last step, where it is `reward` of the policy.
 
     Args:
         evaluate: scores a finished policy; without it the last reward is 0 too, for agents that are told later.
         fill: whether the finished policy is grown until the budget is used.
+        wall: without it no step is held back, and the finished policy gives in evenly (`repair.fit`), the early decisions as much
+            as the late ones.
         states: `joint`, `amc` or `haq`.
         reward: the kind of `reward`.
 
@@ -60,14 +65,17 @@ class CompressionEnv(gym.Env[Observations, NDArray[np.float32]]):
 
     def __init__(
         self, problem: Problem, evaluate: Callable[[Policy], Score] | None = None, *, fill: bool = True, states: str = "joint",
-        reward: str = "score",
+        reward: str = "score", wall: bool = True,
     ) -> None:  # fmt: skip
         for what, given, known in (("states", states, STATES), ("reward", reward, REWARDS)):
             if given not in known:
                 raise ConfigError(f"{what} must be {', '.join(known[:-1])} or {known[-1]}, got {given!r}{nearest(given, known)}")
         self.problem, self._evaluate, self._fill, self._states, self._reward = problem, evaluate, fill, states, reward
+        self._walled = wall
         space = problem.space
-        self.features, self._static = _features(problem) if states == "joint" else _published(problem, states)
+        self._told = _told(problem) if states == "joint" else None
+        self.features, self._static = _published(problem, states) if self._told is None else _features(problem, *self._told[:2])
+        self._options = np.array([len(v.options) for v in space.variables])
         self._low = space.encode(problem.cheapest)
         self._limits = problem.limits
         self._point = self._low.copy()
@@ -87,7 +95,7 @@ class CompressionEnv(gym.Env[Observations, NDArray[np.float32]]):
     def step(self, action: ArrayLike) -> tuple[Observations, float, bool, bool, dict[str, Any]]:
         """Take one decision; `info["executed"]` is the coordinate that it came to."""
         wanted = float(np.clip(np.asarray(action, dtype=np.float64).reshape(-1)[0], 0.0, 1.0))
-        self._point[self._at] = executed = self._wall(wanted)
+        self._point[self._at] = executed = self._wall(wanted) if self._walled else wanted
         self._at += 1
         if self._at < len(self._point):
             return self._observe(), 0.0, False, False, {"executed": executed}
@@ -101,50 +109,41 @@ class CompressionEnv(gym.Env[Observations, NDArray[np.float32]]):
 
     def _wall(self, wanted: float) -> float:
         """The option nearest to `wanted` that leaves room for the cheapest rest, as `Space.encode` writes it."""
-        space, n = self.problem.space, len(self.problem.space.variables[self._at].options)
+        space, n = self.problem.space, self._options[self._at]
         others = sorted((np.arange(n) + 0.5) / n, key=lambda x: (abs(x - wanted), x))
-        for candidate in (wanted, *others):
-            point = self._point.copy()
-            point[self._at] = candidate
-            policy = space.decode(point)
-            if self._limits.met(self.problem.cost(policy)):
-                return float(space.encode(policy)[self._at])
+        for candidates in ([wanted], others):  # the one that is wanted mostly fits
+            tried = np.repeat(self._point[None], len(candidates), axis=0)
+            tried[:, self._at] = candidates
+            policies = space.decode_many(tried)
+            for policy, cost in zip(policies, self.problem.costs(policies), strict=True):
+                if self._limits.met(cost):
+                    return float(space.encode(policy)[self._at])
         return float(self._low[self._at])
 
     def _observe(self) -> Observations:
-        at = min(self._at, len(self._point) - 1)
-        done = self._point[: self._at]
-        return self._at_step(at, done, self._shares([np.concatenate([done, self._rest[self._at :]])])[0])
+        row: Observations = self._rows(self._point, np.array([min(self._at, len(self._point) - 1)]))[0]
+        return row
 
     def observe_walk(self, point: ArrayLike) -> Observations:
         """The `d x f` observations of a whole walk whose executed actions are `point`, a `d`-dim vector."""
-        done = np.asarray(point, dtype=np.float64)
-        steps = np.arange(len(done))
-        shares = self._shares(list(np.where(steps[None] < steps[:, None], done, self._rest)))
-        return np.stack([self._at_step(i, done[:i], shares[i]) for i in range(len(done))])
+        return self._rows(np.asarray(point, dtype=np.float64), np.arange(len(self._low)))
 
-    @cached_property
-    def _rest(self) -> Point:
-        """What stands for the decisions to come: their cheapest options; for AMC, which counts what is reduced, the dearest."""
-        return np.ones(len(self._low)) if self._states == "amc" else self._low
-
-    def _shares(self, points: list[Point]) -> list[float]:
-        """For AMC's states the share of MACs that each point saves; else the share of the budget that it uses, at most 1."""
-        problem = self.problem
-        if self._states == "haq":
-            return [0.0] * len(points)
-        costs = problem.costs([problem.space.decode(p) for p in points])
+    def _rows(self, point: Point, steps: NDArray[np.int64]) -> Observations:
+        """What is seen at these steps of a walk; of `point`, each row depends on the coordinates before its step."""
+        ago = steps[:, None] - 1 - np.arange(_RECENT[self._states])
+        recent = np.where(ago >= 0, point[np.maximum(ago, 0)], 0.0)
+        seen = list[Point]()
         if self._states == "amc":
-            return [max(0.0, 1 - cost.macs / problem.dense_cost.macs) for cost in costs]
-        share = problem.limits.use if problem.limits.top else problem.price
-        return [min(1.0, share(cost)) for cost in costs]
-
-    def _at_step(self, at: int, done: Point, share: float) -> Observations:
-        recent = np.zeros(_RECENT[self._states])
-        recent[: min(len(done), len(recent))] = done[::-1][: len(recent)]
-        mean = float(done.mean()) if len(done) else 0.0
-        seen = {"joint": [share, mean], "amc": [share], "haq": []}[self._states]
-        return np.concatenate([self._static[at], seen, recent]).astype(np.float32)
+            tried = np.where(np.arange(len(point)) < steps[:, None], point, 1.0)
+            macs = [cost.macs for cost in self.problem.costs(self.problem.space.decode_many(tried))]
+            seen = [np.maximum(0.0, 1 - np.array(macs) / self.problem.dense_cost.macs)]
+        elif self._told is not None:
+            rises, lost, spent = self._told
+            at = np.arange(len(point)), np.minimum((point * self._options).astype(np.int64), self._options - 1)
+            before = [np.concatenate([[0.0], np.cumsum(x)[:-1]])[steps] for x in (rises[at], lost[at], point)]
+            whole = max(1e-9, float(lost.max(1).sum()))
+            seen = [np.clip((spent + before[0]) / 2, 0, 1), np.minimum(1.0, before[1] / whole), before[2] / np.maximum(1, steps)]
+        return np.concatenate([self._static[steps], *(x[:, None] for x in seen), recent], axis=1).astype(np.float32)
 
 
 def reward(problem: Problem, score: Score, cost: Cost, kind: str = "score") -> float:
@@ -164,7 +163,25 @@ def reward(problem: Problem, score: Score, cost: Cost, kind: str = "score") -> f
     return lost * {"flops": math.log(max(2, cost.macs)), "param": math.log(max(2.0, cost.size_bytes / 4))}.get(kind, 1.0)
 
 
-def _features(problem: Problem) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+def _told(problem: Problem) -> tuple[Point, Point, float]:
+    """What each option adds to the share of the budget used and to the losses, `d x options` each, and the share used before.
+
+    The costs are around the dense policy made to fit, each option alone.
+    """
+    space = problem.space
+    centre, most = space.encode(fit(problem, np.ones(space.dimension))), max(len(v.options) for v in space.variables)
+    rows = np.repeat(np.repeat(centre[None], most, axis=0)[None], len(centre), axis=0)  # d x options x d
+    for i, variable in enumerate(space.variables):
+        n = len(variable.options)
+        rows[i, :, i] = (np.minimum(np.arange(most), n - 1) + 0.5) / n
+    share = problem.limits.use if problem.limits.top else problem.price
+    used = np.array([share(c) for c in problem.costs(space.decode_many(rows.reshape(-1, len(centre))))]).reshape(len(centre), most)
+    spent = share(problem.cost(space.decode(centre)))
+    lost = np.array([np.pad(given_up(space, v), (0, most - len(v.options))) for v in space.variables])
+    return used - spent, lost, spent
+
+
+def _features(problem: Problem, rises: Point, lost: Point) -> tuple[tuple[str, ...], NDArray[np.float64]]:
     """Names of all features, and the `d x s` array of those that do not change during a walk."""
     space, network = problem.space, problem.network
     layers = [_layer_of(problem, v) for v in space.variables]
@@ -187,8 +204,12 @@ def _features(problem: Problem) -> tuple[tuple[str, ...], NDArray[np.float64]]:
          macs[x.name] / max(1, sum(macs.values())), 1 - running[order[x.name]]]
         for i, (x, v) in enumerate(zip(layers, space.variables, strict=True))
     ]  # fmt: skip
-    names = ("position", *_KINDS, *_LAYERS, "inputs", "outputs", "kernel", "stride", "pixels", "macs", "options", "share", "rest")
-    return (*names, "committed", "mean", *(f"action-{i + 1}" for i in range(_RECENT["joint"]))), np.array(rows, dtype=np.float64)
+    table, middle = np.array(rows, dtype=np.float64), [len(v.options) // 2 for v in space.variables]
+    worth = np.stack([np.ptp(rises, axis=1), lost[:, 0], lost[np.arange(len(layers)), middle]], axis=1)
+    table = np.concatenate([table, np.sqrt(worth / np.maximum(1e-9, worth.max(0)))], axis=1)
+    names = ("position", *_KINDS, *_LAYERS, "inputs", "outputs", "kernel", "stride", "pixels", "macs", "options", "share", "rest",
+             "price", "loss", "loss-middle", "committed", "lost", "mean")  # fmt: skip
+    return (*names, *(f"action-{i + 1}" for i in range(_RECENT["joint"]))), table
 
 
 def _published(problem: Problem, states: str) -> tuple[tuple[str, ...], NDArray[np.float64]]:

@@ -4,13 +4,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tightrope.spaces.batch import Batch
 from tightrope.spaces.errors import SpaceError
-from tightrope.spaces.network import Layer, Network, forms, full_rank
+from tightrope.spaces.grid import Grid
+from tightrope.spaces.network import Layer, Network, forms
 from tightrope.spaces.policy import Choice, Policy
 
 Pair = tuple[int, int]  # weight bits, activation bits
@@ -127,57 +128,28 @@ class Space:
 
     def decode(self, x: ArrayLike) -> Policy:
         """The policy of a vector in [0,1]^d, by the rounding rule."""
-        point = np.asarray(x, dtype=np.float64)
-        if point.shape != (self.dimension,) or not np.isfinite(point).all() or point.min(initial=0) < 0 or point.max(initial=1) > 1:
-            raise SpaceError(f"a point of this space has {self.dimension} coordinates in [0, 1], got {point!r}")
-        value = {v.name: float(c) for v, c in zip(self.variables, point, strict=True)}
+        return self.decode_many(np.asarray(x, dtype=np.float64)[None])[0]
 
-        def pick(name: str, options: Sequence[Any]) -> Any:
-            return options[min(int(value[name] * len(options)), len(options) - 1)] if name in value else options[-1]
+    def decode_many(self, x: ArrayLike) -> Batch:
+        """The policies of the rows of a `b x d` array."""
+        points, d = np.asarray(x, dtype=np.float64), self.dimension
+        if points.ndim != 2 or points.shape[1] != d or not (points.min(initial=0) >= 0 and points.max(initial=1) <= 1):
+            raise SpaceError(f"a point of this space has {d} coordinates in [0, 1], got {np.squeeze(points)!r}")
+        return self._grid.decode(points)
 
-        widths = {g: int(pick(f"channels:{g}", options)) for g, options in self.widths.items()}
-        choices = {}
-        for layer in self.network.layers:
-            pairs = self.pairs[layer.name]
-            weight = pick(f"weight_bits:{layer.name}", sorted({w for w, _ in pairs}))
-            act = pick(f"act_bits:{layer.name}", sorted(a for w, a in pairs if w == weight))
-            share = pick(f"rank:{layer.name}", self.ranks[layer.name])
-            rank = self.rank_of(layer, share, widths)
-            choices[layer.name] = Choice(weight, act, rank, self.forms[layer.name] if rank else "")
-        return Policy.make(self.network, widths, choices)
+    @cached_property
+    def _grid(self) -> Grid:
+        return Grid(self.network, self.widths, self.ranks, self.forms, self.pairs, [v.name for v in self.variables])
 
     def rank_of(self, layer: Layer, share: float, widths: Mapping[str, int]) -> int | None:
         """The rank that a share comes to at these widths; None where the layer stays whole or factors save no MACs."""
         if share >= 1 or not self.forms[layer.name]:
             return None
-        rank = max(1, round(share * full_rank(layer, self.forms[layer.name], widths) / 4) * 4)
-        return rank if saves(layer, self.forms[layer.name], rank, widths) else None
+        return self._grid.rank_of(layer.name, share, widths) or None
 
     def encode(self, policy: Policy) -> NDArray[np.float64]:
         """The vector of a policy of this space; `decode` gives the policy back. The nearest option stands for another."""
-        widths = policy.all_widths(self.network)
-        point = []
-        for variable in self.variables:
-            options: Sequence[float] = variable.options
-            if variable.kind == "channels":
-                at: float = widths[variable.target]
-            else:
-                choice = policy.choice(variable.target)
-                if variable.kind == "weight_bits":
-                    at = choice.weight_bits
-                elif variable.kind == "act_bits":
-                    at = choice.act_bits
-                    pairs, weights = self.pairs[variable.target], choice.weight_bits
-                    near = min({w for w, _ in pairs}, key=lambda w: abs(math.log2(w / weights)))
-                    options = sorted(float(a) for w, a in pairs if w == near)
-                else:
-                    layer = self.network.layer(variable.target)
-                    whole = full_rank(layer, self.forms[layer.name], widths)
-                    fits = [i for i, s in enumerate(options) if self.rank_of(layer, s, widths) == choice.rank]
-                    at = options[fits[-1]] if fits else (1.0 if choice.rank is None else choice.rank / whole)
-            index = min(range(len(options)), key=lambda i: (abs(options[i] - at), i))
-            point.append((index + 0.5) / len(options))
-        return np.array(point)
+        return self._grid.encode(policy)
 
     def nearest(self, policy: Policy) -> Policy:
         """The policy of this space nearest to another one of the same network, decision by decision."""
@@ -212,17 +184,3 @@ class Space:
         """Number of points, counting a rank share that comes to the layer whole as one of its own."""
         widths = math.prod(len(w) for w in self.widths.values())
         return widths * math.prod(len(self.pairs[x.name]) * len(self.ranks[x.name]) for x in self.network.layers)
-
-
-def saves(layer: Layer, form: str, rank: int, widths: Mapping[str, int]) -> bool:
-    """Whether factors of this rank take fewer MACs than the layer whole."""
-    inputs, outputs = layer.inputs.at(widths), layer.outputs.at(widths)
-    (kh, kw), before, after = layer.kernel, math.prod(layer.in_size), math.prod(layer.out_size)
-    whole = inputs * outputs * kh * kw * after
-    if form == "svd":
-        return rank * (inputs + outputs) * after < whole and rank <= min(inputs, outputs)
-    if form == "spatial":
-        middle = layer.out_size[0] * layer.in_size[1]
-        return rank * (inputs * kh * middle + outputs * kw * after) < whole
-    inner, outer = min(rank, inputs), min(rank, outputs)
-    return inputs * inner * before + inner * outer * kh * kw * after + outer * outputs * after < whole

@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from tightrope.estimators.encode import IntArray
+from tightrope.spaces.batch import IntArray
 from tightrope.spaces.network import Layer
 from tightrope.spaces.policy import Choice
 from tightrope.spaces.unit import Unit, units_of

@@ -1,15 +1,15 @@
 """Peak memory of activations, by liveness over the operators of a network."""
 
+from collections.abc import Mapping
 from math import prod
 
 import numpy as np
 
 from tightrope.estimators.analytic.block import FloatArray
 from tightrope.estimators.analytic.operators import readers, sort_of
-from tightrope.estimators.encode import Extents, IntArray
-from tightrope.spaces.network import Network
-
-_INPUT = "input"
+from tightrope.estimators.encode import Extents, Shapes
+from tightrope.spaces.batch import IntArray
+from tightrope.spaces.network import Extent, Network
 
 
 class Liveness:
@@ -21,13 +21,14 @@ class Liveness:
     """
 
     def __init__(self, network: Network) -> None:
-        self._network, extents = network, Extents(network)
-        self._at, self._items = extents.at, extents.items
-        self._layers = {layer.name: i for i, layer in enumerate(network.layers)}
+        self._network, self._at = network, Extents(network).at
         self._readers = readers(network)
-        made = {op.name for op in network.ops}
-        self._inputs = [name for name in self._readers if name not in made]
-        self._steps = []
+        own = {op.name: op.bytes_per_item for op in network.ops}
+        inputs = [name for name in self._readers if name not in own]
+        self._names = [*own, *inputs]
+        self._shapes = Shapes(network, [*(op.shape for op in network.ops), *map(self._shape, inputs)])
+        self._layers, self._least = self._bits(own)
+        steps = []
         source: dict[str, str] = {}  # which memory a tensor lies in
         last: dict[str, int] = {}
         for i, op in enumerate(network.ops):
@@ -41,10 +42,19 @@ class Liveness:
             if not self._readers.get(op.name):
                 last[source[op.name]] = len(network.ops)
             if not shares:
-                self._steps.append((i, op))
-        self._ends: dict[int, list[str]] = {}
+                steps.append((i, op.name))
+        ends: dict[int, list[str]] = {}
         for memory, i in last.items():
-            self._ends.setdefault(i, []).append(memory)
+            ends.setdefault(i, []).append(memory)
+        place = {name: i for i, name in enumerate(self._names)}
+        self._alive = np.zeros((len(self._names), len(steps) + 1))  # which tensors lie in memory at first, and at each step
+        self._alive[[place[name] for name in inputs]] = 1
+        done = 0
+        for step, (i, name) in enumerate(steps, 1):
+            for memory in (m for at in range(done, i) for m in ends.get(at, ())):
+                self._alive[place[memory], step:] -= 1
+            self._alive[place[name], step:] += 1
+            done = i
 
     def peak(self, widths: IntArray, act_bits: IntArray) -> IntArray:
         """The most bytes of activations that are alive at once, for one example.
@@ -64,38 +74,39 @@ class Liveness:
                 )
                 peak = np.maximum(peak, items * act_bits[:, i] / 8)
             return np.ceil(peak).astype(np.int64)
-        size = self.sizes(widths, act_bits)
-        alive = sum((size[name] for name in self._inputs), start=np.zeros(count))
-        peak, done = alive.copy(), 0
-        for i, op in self._steps:
-            for step in range(done, i):
-                alive = alive - sum(size[name] for name in self._ends.get(step, ()))
-            done = i
-            alive = alive + size[op.name]
-            peak = np.maximum(peak, alive)
-        return peak.astype(np.int64)
+        return np.asarray((self._sizes(widths, act_bits) @ self._alive).max(axis=1).astype(np.int64))
 
     def sizes(self, widths: IntArray, act_bits: IntArray) -> dict[str, FloatArray]:
         """Bytes of every tensor of one example, views included, as `b`-dim arrays; the model's own inputs under their names."""
-        bits = self._bits(act_bits)
-        size = {op.name: np.ceil(self._items(op.shape, widths) * bits[op.name] / 8) for op in self._network.ops}
-        return size | {name: self._input(name, widths, bits[name]) for name in self._inputs}
+        return dict(zip(self._names, self._sizes(widths, act_bits).T, strict=True))
 
-    def _bits(self, act_bits: IntArray) -> dict[str, IntArray]:
-        """The bits of each tensor, from the last operator back to the inputs."""
-        count = len(act_bits)
-        bits: dict[str, IntArray] = {}
-        own = {op.name: op.bytes_per_item for op in self._network.ops}
-        for name in [*reversed(own), *self._inputs]:
-            item = own.get(name, 4)
-            asked = [act_bits[:, self._layers[r.layer]] if r.kind == "layer" else bits[r.name] for r in self._readers.get(name, ())]
-            bits[name] = np.max(asked, axis=0) if asked and item == 4 else np.full(count, 8 * item)
-        return bits
+    def _sizes(self, widths: IntArray, act_bits: IntArray) -> FloatArray:
+        known = np.concatenate([np.zeros((len(act_bits), 1), np.int64), act_bits], axis=1)
+        bits = np.maximum(known[:, self._layers].max(axis=2), self._least)
+        return np.asarray(np.ceil(self._shapes(widths) * bits / 8))
 
-    def _input(self, name: str, widths: IntArray, bits: IntArray) -> FloatArray:
-        """Bytes of one of the model's own inputs, whose shape its first reader tells."""
+    def _bits(self, own: Mapping[str, int]) -> tuple[IntArray, IntArray]:
+        """The layers whose activation bits are those of each tensor, counted from 1, `T x n`, and the least that it has.
+
+        From the last operator back to the inputs; `own` has the bytes of an item of what operators make.
+        """
+        at = {layer.name: i for i, layer in enumerate(self._network.layers, 1)}
+        asked: dict[str, tuple[set[int], int]] = {}
+        for name in [*reversed([*own]), *self._names[len(own) :]]:
+            item, found = own.get(name, 4), set[int]()
+            least = 0
+            for op in self._readers.get(name, ()) if item == 4 else ():
+                layers, other = ({at[op.layer]}, 0) if op.kind == "layer" else asked[op.name]
+                found, least = found | layers, max(least, other)
+            asked[name] = found, least if found or least else 8 * item
+        most = max(1, *(len(layers) for layers, _ in asked.values())) if asked else 1
+        rows = [[*sorted(asked[name][0]), *[0] * (most - len(asked[name][0]))] for name in self._names]
+        return np.array(rows, np.int64).reshape(len(rows), most), np.array([asked[name][1] for name in self._names], np.int64)
+
+    def _shape(self, name: str) -> tuple[Extent, ...]:
+        """The shape of one of the model's own inputs, which its first reader tells."""
         reader = self._readers[name][0]
         if reader.kind == "layer":
             layer = self._network.layer(reader.layer)
-            return np.ceil(self._at(layer.inputs, widths) * prod(layer.in_size) * bits / 8)
-        return np.ceil(self._items(reader.shape, widths) * bits / 8)
+            return (layer.inputs, *map(Extent, layer.in_size))
+        return reader.shape

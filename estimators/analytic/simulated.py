@@ -9,7 +9,7 @@ from tightrope.estimators.analytic.model import Model
 from tightrope.estimators.analytic.operators import uncosted
 from tightrope.estimators.analytic.profile import VERSION, Profile
 from tightrope.estimators.analytic.table import COLUMNS, Table
-from tightrope.estimators.encode import Batch, IntArray
+from tightrope.spaces.batch import Batch, IntArray
 from tightrope.spaces.cost import METRICS, Cost, UnitCost
 from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.network import Layer, Network

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from tightrope.estimators.analytic.block import Block, Figures, FloatArray
 from tightrope.estimators.analytic.energy import mac_pj
 from tightrope.estimators.analytic.model import Model, Pair
-from tightrope.estimators.encode import IntArray
+from tightrope.spaces.batch import IntArray
 from tightrope.spaces.errors import DeviceError
 
 

@@ -9,7 +9,8 @@ from tightrope.estimators.analytic.block import Block, FloatArray, blocks_of
 from tightrope.estimators.analytic.memory import Liveness
 from tightrope.estimators.analytic.model import Model, Traffic
 from tightrope.estimators.analytic.operators import fused, products, sort_of
-from tightrope.estimators.encode import FORMS, Batch, Encoder, Extents, IntArray
+from tightrope.estimators.encode import Encoder, Extents, Shapes
+from tightrope.spaces.batch import FORMS, Batch, IntArray
 from tightrope.spaces.errors import PolicyError
 from tightrope.spaces.network import Extent, Network
 from tightrope.spaces.policy import BITS
@@ -32,6 +33,7 @@ class Table:
         self._liveness = Liveness(network)
         extents = Extents(network)
         self._at, self._items = extents.at, extents.items
+        self._rest = Shapes(network, [parameter.shape for parameter in network.parameters])
         self._products = products(network)
         self.between = [
             op for op in network.ops if sort_of(op) in ("unary", "elementwise", "reduce") and op.name not in fused(network)
@@ -72,10 +74,7 @@ class Table:
 
     def rest_bytes(self, found: Batch) -> IntArray:
         """Bytes of the parameters outside of layers, at 32 bits."""
-        total = np.zeros(len(found.widths), np.int64)
-        for parameter in self.network.parameters:
-            total += 4 * self._items(parameter.shape, found.widths)
-        return total
+        return np.asarray(4 * self._rest(found.widths).sum(axis=1))
 
     def peak_ram_bytes(self, found: Batch) -> IntArray:
         """Peak memory of activations, for one batch."""
@@ -131,17 +130,18 @@ class _Memo:
         self._rows = np.zeros((0, PARTS, len(COLUMNS)))
 
     def look(self, codes: IntArray, cost: Callable[[IntArray], FloatArray]) -> FloatArray:
-        unique, inverse = np.unique(codes, return_inverse=True)
-        if len(self._at) + len(unique) > _MOST:
-            self._at.clear()
-        new = [code for code in unique.tolist() if code not in self._at]
+        wanted = codes.tolist()
+        new = [code for code in dict.fromkeys(wanted) if code not in self._at]
         if new:
+            if len(self._at) + len(new) > _MOST:
+                self._at.clear()
+                new = list(dict.fromkeys(wanted))
             fresh, count = cost(np.array(new)), len(self._at)
             if count + len(new) > len(self._rows):
                 self._rows = np.concatenate([self._rows[:count], np.zeros((max(count, len(new)), PARTS, len(COLUMNS)))])
             self._rows[count : count + len(new)] = fresh
             self._at.update(zip(new, range(count, count + len(new)), strict=True))
-        rows: FloatArray = self._rows[np.array([self._at[code] for code in unique.tolist()])[inverse]]
+        rows: FloatArray = self._rows[[self._at[code] for code in wanted]]
         return rows
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.optimize import nnls
 
-from tightrope.estimators.encode import Batch, Encoder
+from tightrope.estimators.encode import Encoder
 from tightrope.estimators.measured import rapl
 from tightrope.estimators.measured.apart import T
 from tightrope.estimators.measured.clock import CHUNK, Float, Timed, low_quartile, noise_floor, time_rounds
@@ -22,6 +22,7 @@ from tightrope.estimators.measured.nodes import Key, bytes_of
 from tightrope.estimators.measured.patterns import Patterns, Told, learn
 from tightrope.estimators.measured.sampling import mixed, probes, rounds_of
 from tightrope.estimators.measured.table import Table, Untimed, designs, pooled
+from tightrope.spaces.batch import Batch
 from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.network import Network
 from tightrope.spaces.policy import Policy, unique

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tightrope.estimators.encode import FORMS, Batch, Extents, IntArray
+from tightrope.estimators.encode import Extents
 from tightrope.estimators.measured.lowering import INPUT
 from tightrope.estimators.measured.nodes import Form, Node, Wide, written
+from tightrope.spaces.batch import FORMS, Batch, IntArray
 from tightrope.spaces.errors import FormatError
 from tightrope.spaces.fields import Fields
 from tightrope.spaces.network import Extent, Network

@@ -6,7 +6,8 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from tightrope.estimators.encode import FORMS, Batch, Extents, IntArray
+from tightrope.estimators.encode import Extents
+from tightrope.spaces.batch import FORMS, Batch, IntArray
 from tightrope.spaces.network import Network
 from tightrope.spaces.points import FUSED, MOVERS, consumers, written
 from tightrope.spaces.policy import Choice

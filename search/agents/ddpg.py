@@ -4,6 +4,11 @@ He et al. 2018, "AMC" (section 4, implementation details) and Wang et al. 2019, 
 truncated normal noise, the warm-up of random walks, and the reward of the end copied to every step, less a moving average.
 Two things differ: what is stored is the action as executed, after the budget's wall and the last repair (their code stores the
 one wanted, so that the critic sees many actions with one outcome); and rewards are divided by their moving spread.
+
+The joint agent differs further, to learn from 200 trials: it opens with policies that calibration suggests; no wall holds its walks
+back, the finished policy gives in evenly instead, so that late layers do not pay for early ones; rewards are ranked; every second
+walk explores around the best one so far; and the actor is drawn to that one too, as Fujimoto and Gu 2021, "A minimalist approach
+to offline reinforcement learning", have it for actions of a data set.
 """
 
 import copy
@@ -15,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from tightrope.search.agent import Problem
@@ -31,37 +37,45 @@ class Settings:
     """How the agent learns.
 
     Args:
-        states, reward: those of `CompressionEnv`.
+        states, reward, wall: those of `CompressionEnv`.
         warmup: trials before the actor is asked, None for a fifth of those planned.
-        guided: whether the warm-up is an `Opening`, every third trial a random walk; else all of it is random.
+        guided: whether the warm-up is an `Opening`; else it is of random walks.
         noise: standard deviation of the exploration after the warm-up.
         last_noise: the same at the last trial planned; it falls by the same factor each trial.
         decay: that factor, if not by `last_noise`.
+        elite: walks, the best so far, that the actor imitates too; every second walk has its noise around one of them.
+        imitation: weight of that against the critic's advice.
         discount: weight of the next step's value. The reward stands at every step, so that with 0 each step learns the
             outcome of its walk and with 1, as AMC has it, the sum over the steps that follow.
         hidden: units of each of two layers; the papers have 300, which cost twice as much time and need smaller steps.
         actor_lr, critic_lr: AMC has 1e-4 and 1e-3 for 800 walks; at some hundred walks both must move faster.
         updates: gradient steps for each step of a walk.
+        most: gradient steps a trial at most, None for as many as `updates` says.
         memory: walks kept for replay.
-        momentum: of the moving average and spread of the rewards.
+        momentum: of the moving average and spread of the rewards, as the papers have it; None ranks the rewards of all walks kept
+            instead, so that a few very bad ones do not drown the rest.
     """
 
     hidden: int = 128
     actor_lr: float = 3e-3
     critic_lr: float = 3e-3
     tau: float = 0.01
-    batch: int = 64
+    batch: int = 256
     states: str = "joint"
     reward: str = "score"
+    wall: bool = False
     warmup: int | None = None
     guided: bool = True
-    noise: float = 0.5
-    last_noise: float = 0.02
+    noise: float = 0.1
+    last_noise: float = 0.03
     decay: float | None = None
+    elite: int = 1
+    imitation: float = 1.0
     discount: float = 0.0
     updates: float = 1.0
+    most: int | None = 32
     memory: int = 400
-    momentum: float = 0.95
+    momentum: float | None = None
     cheaper: float = 0.1
     spread: float = 0.15
 
@@ -71,7 +85,7 @@ class DDPG:
 
     def __init__(self, problem: Problem, **settings: Any) -> None:
         self._settings = s = Settings(**settings)
-        self._problem, self._env = problem, CompressionEnv(problem, states=s.states, reward=s.reward)
+        self._problem, self._env = problem, CompressionEnv(problem, states=s.states, reward=s.reward, wall=s.wall)
         self._aim, self._even = Aim(problem, cheaper=s.cheaper), problem.even
         self._warmup = s.warmup if s.warmup is not None else max(8, problem.trials // 5)
         self._opening = Opening(problem, self._warmup, s.spread)
@@ -82,21 +96,25 @@ class DDPG:
         self._actor_step = torch.optim.Adam(self._actor.parameters(), s.actor_lr, fused=True)
         self._critic_step = torch.optim.Adam(self._critic.parameters(), s.critic_lr, fused=True)
         self._walks: list[tuple[NDArray[np.float32], NDArray[np.float32], float]] = []  # d x f states, d actions, reward
+        self._elite: list[tuple[NDArray[np.float32], NDArray[np.float32], float]] = []  # the best of them
         self._mean, self._square = 0.0, 0.0
         self._losses: dict[str, float] = {}
 
     def ask(self, number: int) -> Policy:
         rng = self._problem.rng(number)
         limits = self._aim.limits(rng)
-        guide = None
+        d, sigma = self._problem.space.dimension, self._sigma(number)
+        guide: NDArray[Any] | None = None  # what stands in for the actor
         if number < self._warmup:
-            if self._settings.guided and (number < len(self._even.policies) or number % 3):
+            if self._settings.guided:
                 return self._opening.ask(number, rng, limits)
-            guide = rng.random(self._problem.space.dimension)
+            guide, sigma = rng.random(d), 0.0
+        elif self._elite and number % 2:
+            guide = self._elite[rng.integers(len(self._elite))][1]
         state, _ = self._env.reset(options={"limits": limits})
-        for step in range(self._problem.space.dimension):
-            action = self._act(state, self._sigma(number), rng) if guide is None else guide[step]
-            state, _, done, _, info = self._env.step([action])
+        for step in range(d):
+            mean = self._act(state) if guide is None else float(guide[step])
+            state, _, done, _, info = self._env.step([_noisy(mean, sigma, rng) if sigma else mean])
         assert done
         policy: Policy = info["policy"]
         return policy
@@ -109,13 +127,15 @@ class DDPG:
         worth, keep = reward(self._problem, trial.score, trial.cost, self._settings.reward), self._settings.momentum
         point = self._problem.space.encode(trial.policy)
         self._walks = [*self._walks, (self._env.observe_walk(point), point.astype(np.float32), worth)][-self._settings.memory :]
-        first = len(self._walks) == 1
-        self._mean = worth if first else keep * self._mean + (1 - keep) * worth
-        self._square = (1 - keep) * (worth - self._mean) ** 2 + keep * self._square
+        self._elite = sorted([*self._elite, self._walks[-1]], key=lambda walk: -walk[2])[: self._settings.elite]
+        if keep is not None:
+            self._mean = worth if len(self._walks) == 1 else keep * self._mean + (1 - keep) * worth
+            self._square = (1 - keep) * (worth - self._mean) ** 2 + keep * self._square
         self._losses = {"reward": worth, "baseline": self._mean, "noise": self._sigma(trial.number)}
         if len(self._walks) * len(point) >= self._settings.batch:
             with _one_thread():
-                self._learn(self._problem.rng(trial.number, use=1), int(self._settings.updates * len(point)))
+                updates, most = int(self._settings.updates * len(point)), self._settings.most
+                self._learn(self._problem.rng(trial.number, use=1), updates if most is None else min(updates, most))
 
     def losses(self) -> Mapping[str, float]:
         return self._losses
@@ -128,21 +148,22 @@ class DDPG:
         done = (number - self._warmup) / max(1, self._problem.trials - 1 - self._warmup)
         return float(s.noise * (s.last_noise / s.noise) ** min(1.0, max(0.0, done)))
 
-    def _act(self, state: NDArray[np.float32], sigma: float, rng: np.random.Generator) -> float:
-        """The actor's action with normal noise, drawn again while it falls outside of [0, 1]."""
+    def _act(self, state: NDArray[np.float32]) -> float:
+        """The actor's action."""
         with torch.no_grad(), _one_thread():
-            mean = float(self._actor(torch.tensor(state)[None]))  # a copy: sums depend on how memory is aligned
-        draws = rng.normal(mean, sigma, 64)
-        inside = draws[(draws >= 0) & (draws <= 1)]
-        return float(inside[0]) if len(inside) else mean
+            return float(self._actor(torch.tensor(state)[None]))  # a copy: sums depend on how memory is aligned
 
     def _learn(self, rng: np.random.Generator, updates: int) -> None:
         s = self._settings
         states = torch.from_numpy(np.stack([w[0] for w in self._walks]))  # walks x d x f
         actions = torch.from_numpy(np.stack([w[1] for w in self._walks]))
-        spread = max(self._square**0.5, 1e-6)
-        rewards = torch.tensor([(w[2] - self._mean) / spread for w in self._walks], dtype=torch.float32).clamp(-3, 3)
-        steps = actions.shape[1]
+        worths, steps = np.array([w[2] for w in self._walks]), actions.shape[1]
+        if s.momentum is None:
+            scaled = (2 * rankdata(worths) - 1) / len(worths) - 1
+        else:
+            scaled = ((worths - self._mean) / max(self._square**0.5, 1e-6)).clip(-3, 3)
+        rewards = torch.from_numpy(scaled.astype(np.float32))
+        best = [torch.from_numpy(np.stack([w[i] for w in self._elite])) for i in (0, 1)] if self._elite else None
         for _ in range(updates):
             walk, step = (torch.from_numpy(rng.integers(n, size=s.batch)) for n in (len(self._walks), steps))
             state, action, target = states[walk, step], actions[walk, step, None], rewards[walk, None]
@@ -155,7 +176,12 @@ class DDPG:
             self._critic_step.zero_grad(set_to_none=True)
             critic_loss.backward()  # type: ignore[no-untyped-call]
             self._critic_step.step()
-            actor_loss = -self._critic(torch.cat([state, self._actor(state)], 1)).mean()
+            advice = self._critic(torch.cat([state, self._actor(state)], 1))
+            actor_loss = -advice.mean()
+            if best is not None:  # Fujimoto and Gu 2021, equation 5
+                chosen = torch.from_numpy(rng.integers(len(best[0]), size=s.batch))
+                away = self._actor(best[0][chosen, step]) - best[1][chosen, step, None]
+                actor_loss = actor_loss / advice.detach().abs().mean() + s.imitation * away.square().mean()
             self._actor_step.zero_grad(set_to_none=True)
             actor_loss.backward()
             self._actor_step.step()
@@ -165,11 +191,17 @@ class DDPG:
             self._losses |= {"critic": float(critic_loss.detach()), "actor": float(actor_loss.detach())}
 
 
+_PAPERS: dict[str, Any] = {
+    "discount": 1.0, "hidden": 300, "batch": 64, "actor_lr": 1e-4, "critic_lr": 1e-3, "momentum": 0.95, "noise": 0.5,
+    "last_noise": 0.02, "cheaper": 0.0, "wall": True, "elite": 0, "most": None,
+}  # fmt: skip
+
+
 def amc(problem: Problem, **settings: Any) -> DDPG:
     """AMC: channels only, its states, its warm-up of random walks, its noise and rates; `reward` may be err, flops or param."""
     published = {
         "states": "amc", "reward": "err", "guided": False, "warmup": min(100, problem.trials // 4), "decay": 0.95,
-        "discount": 1.0, "hidden": 300, "actor_lr": 1e-4, "critic_lr": 1e-3, "momentum": 0.95, "cheaper": 0.0,
+        **_PAPERS,
     }  # fmt: skip
     return DDPG(_only(problem, "amc", "channels"), **{**published, **settings})
 
@@ -178,7 +210,7 @@ def haq(problem: Problem, **settings: Any) -> DDPG:
     """HAQ: weight bits, then activation bits of each layer, its states, reward, warm-up and noise."""
     published = {
         "states": "haq", "reward": "haq", "guided": False, "warmup": min(20, problem.trials // 4), "decay": 0.99,
-        "discount": 1.0, "hidden": 300, "actor_lr": 1e-4, "critic_lr": 1e-3, "cheaper": 0.0,
+        **_PAPERS,
     }  # fmt: skip
     return DDPG(_only(problem, "haq", "weight_bits", "act_bits"), **{**published, **settings})
 
@@ -201,6 +233,13 @@ def _only(problem: Problem, name: str, *kinds: str) -> Problem:
     except BudgetError as error:
         raise BudgetError(f"agent {name} decides about {' and '.join(kinds)} only: {error}") from None
     return part
+
+
+def _noisy(mean: float, sigma: float, rng: np.random.Generator) -> float:
+    """An action with normal noise, drawn again while it falls outside of [0, 1]."""
+    draws = rng.normal(mean, sigma, 64)
+    inside = draws[(draws >= 0) & (draws <= 1)]
+    return float(inside[0]) if len(inside) else mean
 
 
 def _network(inputs: int, hidden: int, generator: torch.Generator, end: nn.Module | None = None) -> nn.Module:

@@ -151,7 +151,7 @@ class ILP:
             rows[np.arange(len(rows)), np.repeat(np.arange(len(start)), self._sizes)] = np.concatenate(
                 [*map(np.arange, self._sizes)]
             )
-            costs = self._problem.costs([self._problem.space.decode(p) for p in (rows + 0.5) / self._sizes])
+            costs = self._problem.costs(self._problem.space.decode_many((rows + 0.5) / self._sizes))
             self._singles = {centre: (rows, costs)}
         return self._singles[centre]
 

@@ -52,7 +52,7 @@ class NetAdapt:
         if not len(tried):
             return point
         use = problem.limits.use if problem.limits.top else problem.price
-        before, *after = map(use, problem.costs([problem.space.decode(p) for p in (point, *tried)]))
+        before, *after = map(use, problem.costs(problem.space.decode_many([point, *tried])))
         freed = before - np.array(after)
         enough = np.flatnonzero(freed >= step)
         return np.asarray(tried[enough[-1] if len(enough) else freed.argmax()])

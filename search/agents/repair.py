@@ -38,7 +38,7 @@ def cheapest(space: Space, costs: Costs, use: Callable[[Cost], float]) -> Policy
     pairs = dict.fromkeys(p for offered in space.pairs.values() for p in offered)
     rng = np.random.default_rng(0)
     starts = [space.decode(np.zeros(space.dimension)), space.dense, *(space.uniform(0.0, pair) for pair in pairs)]
-    drawn = [space.sample(rng) for _ in range(64)]
+    drawn = space.decode_many([rng.random(space.dimension) for _ in range(64)])
     starts.append(drawn[_least(costs(drawn), use)])
     ranked = sorted(zip(map(use, costs(starts)), range(len(starts)), strict=True))
     ends = [_descend(space, costs, use, starts[i]) for _, i in ranked[:3]]
@@ -53,7 +53,7 @@ def _descend(space: Space, costs: Costs, use: Callable[[Cost], float], start: Po
             n = len(variable.options)
             tries = np.repeat(point[None], n, axis=0)
             tries[:, i] = (np.arange(n) + 0.5) / n
-            found = costs([space.decode(t) for t in tries])
+            found = costs(space.decode_many(tries))
             at = _least(found, use)
             if use(found[at]) < best:
                 point, best = tries[at], use(found[at])
@@ -84,8 +84,8 @@ def fit(
     space, limits = problem.space, limits or problem.limits
     goal: Point = np.asarray(wanted, dtype=np.float64)
 
-    def fits(points: Sequence[Point]) -> list[bool]:
-        return [limits.met(cost) for cost in problem.costs([space.decode(p) for p in points])]
+    def fits(points: ArrayLike) -> list[bool]:
+        return [limits.met(cost) for cost in problem.costs(space.decode_many(points))]
 
     point = goal
     if not fits([point])[0]:
@@ -100,7 +100,7 @@ def fit(
     return space.decode(point)
 
 
-Fits = Callable[[Sequence[Point]], list[bool]]
+Fits = Callable[[ArrayLike], list[bool]]
 
 
 def _along(start: Point, goal: Point, fits: Fits) -> Point:
@@ -132,7 +132,7 @@ def _climb(space: Space, start: Point, goal: Point, fits: Fits) -> Point:
             tried = np.repeat(point[None], len(counts), axis=0)
             for row, count in zip(tried, counts, strict=True):
                 row[order[:count]] = moved[order[:count]]
-            inside = [count for count, ok in zip(counts, fits(list(tried)), strict=True) if ok]
+            inside = [count for count, ok in zip(counts, fits(tried), strict=True) if ok]
             done = max(inside, default=done)
             over = min((count for count in counts if count > done), default=over)
         point = point.copy()

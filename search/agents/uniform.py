@@ -9,13 +9,13 @@ from tightrope.search.agent import Problem
 from tightrope.search.agents.aim import Aim
 from tightrope.search.agents.repair import fit
 from tightrope.search.trial import Trial
+from tightrope.spaces.batch import Batch, IntArray
 from tightrope.spaces.budget import Limits
-from tightrope.spaces.policy import Choice, Policy, unique
+from tightrope.spaces.policy import Policy, unique
 from tightrope.spaces.space import Pair, Space
 
 QUARTERS = (0.25, 0.5, 0.75, 1.0)
 """Of the even shares: where it is looked for layers that cost less at more bits."""
-Choices = tuple[tuple[str, Choice], ...]
 
 
 class Uniform:
@@ -72,14 +72,16 @@ class Even:
 
         Where more than an eighth of the trials would go to them, some are left out evenly.
         """
-        space, problem = self._problem.space, self._problem
-        found = list[tuple[int, int, float, Policy]]()
+        problem, shares = self._problem, even_shares(self._problem.space)
+        space, found = problem.space, list[tuple[int, int, float, Policy]]()
+        widths = Batch.of(space.network, [space.uniform(share) for share in shares]).widths
         for pair in sorted({p for offered in space.pairs.values() for p in offered}, reverse=True):
-            whole = [space.uniform(share, pair) for share in even_shares(space)]
-            patterns = [self._lifted(whole[round(part * (len(whole) - 1))], limits).choices for part in QUARTERS]
-            rows = [[self._chosen(p, choices) for p in whole] for choices in dict.fromkeys((whole[0].choices, *patterns))]
-            ends = [self._largest(row, limits) for row in rows]
-            share, policy = max(ends, key=lambda end: (end[0], -problem.price(problem.cost(end[1]))))
+            bits = self._bits(space.uniform(1.0, pair))
+            patterns = [self._lifted(widths[round(part * (len(shares) - 1))], bits, limits) for part in QUARTERS]
+            different = {p.tobytes(): p for p in (bits, *patterns)}.values()
+            ends = [self._largest(self._batch(widths, p), limits) for p in different]
+            at, policy = max(ends, key=lambda end: (end[0], -problem.price(problem.cost(end[1]))))
+            share = shares[at] if at >= 0 else 0.0
             beaten = any(w >= pair[0] and a >= pair[1] and s >= share for w, a, s, _ in found)
             if limits.met(problem.cost(policy)) and not beaten:
                 found.append((*pair, share, policy))
@@ -87,47 +89,52 @@ class Even:
         kept = sorted({*np.linspace(0, len(found) - 1, min(most, len(found))).astype(int).tolist()})
         return [found[i][3] for i in kept]
 
-    def _chosen(self, policy: Policy, choices: Choices) -> Policy:
-        """The widths of a policy with other choices."""
-        return Policy.make(self._problem.network, dict(policy.widths), dict(choices))
+    def _bits(self, policy: Policy) -> IntArray:
+        batch = Batch.of(self._problem.network, [policy])
+        return np.stack([batch.weight_bits[0], batch.act_bits[0]])
 
-    def _largest(self, policies: Sequence[Policy], limits: Limits) -> tuple[float, Policy]:
-        """The last of the policies of all even shares that is within the limits, and its share; the first, and 0, if none is."""
+    def _batch(self, widths: IntArray, bits: IntArray) -> Batch:
+        """Policies of `b x G` widths and `2 x L` or `b x 2 x L` bits, all layers whole."""
+        count = max(len(widths), len(bits) if bits.ndim == 3 else 1)
+        widths = np.broadcast_to(widths, (count, widths.shape[1]))
+        bits = np.broadcast_to(bits, (count, *bits.shape[-2:]))
+        whole = np.zeros_like(bits[:, 0])
+        return Batch(self._problem.network, widths, bits[:, 0], bits[:, 1], whole, whole)
+
+    def _largest(self, policies: Batch, limits: Limits) -> tuple[int, Policy]:
+        """The place of the last of the policies of all even shares that is within the limits; -1 and the first one if none is."""
         met = [i for i, cost in enumerate(self._problem.costs(policies)) if limits.met(cost)]
-        return (even_shares(self._problem.space)[met[-1]], policies[met[-1]]) if met else (0.0, policies[0])
+        return (met[-1], policies[met[-1]]) if met else (-1, policies[0])
 
-    def _lifted(self, policy: Policy, limits: Limits) -> Policy:
-        """The policy with layers at more bits wherever that costs less.
+    def _lifted(self, widths: IntArray, bits: IntArray, limits: Limits) -> IntArray:
+        """The bits, `2 x L`, with layers at more wherever that costs less at these widths.
 
         A runtime that computes in integers pays at both ends of a run of integer layers, and some layers, a first one of three
         channels say, are faster in floating point: of a net all in 8 bits a few layers at 32 save time and accuracy both.
         Layers are lifted one at a time, and the first few together, for as long as the cost falls.
         """
-        space, problem = self._problem.space, self._problem
+        problem, count = self._problem, bits.shape[1]
         use = limits.use if limits.top else problem.price
-        order = [layer.name for layer in space.network.layers]
-        for _ in range(len(order)):
-            tries = []
-            for layers in ([name] for name in order), (order[:count] for count in (2, 3)):
-                for names in layers:
-                    tries += [self._with(policy, names, pair) for pair in self._above(policy, names)]
-            costs = problem.costs(tries)
-            best = min(range(len(tries)), key=lambda i: use(costs[i]), default=None)
-            if best is None or use(costs[best]) >= use(problem.cost(policy)):
+        for _ in range(count):
+            tries = [bits]
+            for layers in (*([i] for i in range(count)), *([*range(min(n, count))] for n in (2, 3))):
+                for pair in self._above(bits, layers):
+                    tries.append(bits.copy())
+                    tries[-1][:, layers] = np.array(pair)[:, None]
+            costs = [*map(use, problem.costs(self._batch(widths[None], np.array(tries))))]
+            best = min(range(1, len(tries)), key=lambda i: costs[i], default=0)
+            if costs[best] >= costs[0]:
                 break
-            policy = tries[best]
-        return policy
+            bits = tries[best]
+        return bits
 
-    def _above(self, policy: Policy, names: Sequence[str]) -> list[Pair]:
+    def _above(self, bits: IntArray, layers: Sequence[int]) -> list[Pair]:
         """Bit pairs of no fewer bits than any of these layers has, that all of them offer."""
-        offered = set.intersection(*({*self._problem.space.pairs[name]} for name in names))
-        now = [policy.choice(name) for name in names]
-        least = max(c.weight_bits for c in now), max(c.act_bits for c in now)
+        space = self._problem.space
+        offered = set.intersection(*({*space.pairs[space.network.layers[i].name]} for i in layers))
+        least = tuple(bits[:, layers].max(1).tolist())
         above = sorted(p for p in offered if p[0] >= least[0] and p[1] >= least[1] and p != least)
         return [above[0], above[-1]] if len(above) > 2 else above
-
-    def _with(self, policy: Policy, names: Sequence[str], pair: Pair) -> Policy:
-        return self._chosen(policy, tuple({**dict(policy.choices), **dict.fromkeys(names, Choice(*pair))}.items()))
 
     def near(self, number: int, rng: np.random.Generator, spread: float) -> NDArray[np.float64]:
         """A point near one of the even policies, which take turns; `spread` is its standard deviation in [0,1]^d."""

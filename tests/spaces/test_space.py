@@ -12,13 +12,15 @@ from hypothesis.extra.numpy import arrays
 from spaces_nets import chain, policies
 
 from tightrope.spaces import Choice, Extent, Group, Layer, Network, Policy, Space
+from tightrope.spaces.batch import Batch
 from tightrope.spaces.errors import PolicyError, SpaceError
-from tightrope.spaces.space import saves
-from tightrope.spaces.unit import macs
+from tightrope.spaces.network import full_rank
+from tightrope.spaces.unit import units_of
 
 NET = chain()
 PAIRS = [(2, 8), (4, 8), (4, 32), (8, 8), (32, 32)]
 SPACE = Space.build(NET, lambda layer: PAIRS, rank_shares=(0.25, 0.5))
+TUCKER = Space.build(NET, lambda layer: PAIRS, rank_shares=(0.25, 0.5, 0.9), form="tucker")
 TINY = Space.build(
     NET, lambda layer: [(8, 8), (8, 32), (32, 32)] if layer.name != "depth" else [(32, 32)], least_width=0.5, rank_shares=(0.5,)
 )
@@ -190,13 +192,31 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
         Space.build(NET, lambda _: PAIRS, **wrong)  # type: ignore[arg-type]
 
 
-@given(points(SPACE))
-def test_a_rank_that_is_chosen_saves_macs(x: np.ndarray) -> None:
-    policy = SPACE.decode(x)
-    for layer in NET.layers:
-        choice = policy.choice(layer.name)
-        if choice.rank is not None:
-            assert saves(layer, choice.form, choice.rank, policy.all_widths(NET))
-            rest = {n: c for n, c in policy.choices if n != layer.name}
-            whole = Policy.make(NET, dict(policy.widths), rest)
-            assert macs(NET, policy) < macs(NET, whole)
+@pytest.mark.parametrize("space", [SPACE, TUCKER], ids=["spatial", "tucker"])
+@given(data=st.data())
+def test_a_rank_is_what_its_share_comes_to_where_it_saves_macs(space: Space, data: st.DataObject) -> None:
+    """Against the units that the layer would lower to."""
+    x = data.draw(points(space))
+    policy = space.decode(x)
+    widths = policy.all_widths(NET)
+    for variable, value in zip(space.variables, x, strict=True):
+        if variable.kind == "rank":
+            layer, form, count = NET.layer(variable.target), space.forms[variable.target], len(variable.options)
+            share = variable.options[min(math.floor(value * count), count - 1)]
+            rank = max(1, round(share * full_rank(layer, form, widths) / 4) * 4)
+            whole, parts = (sum(u.macs for u in units_of(layer, c, widths)) for c in (Choice(), Choice(rank=rank, form=form)))
+            expected = rank if share < 1 and parts < whole else None
+            assert policy.choice(layer.name).rank == expected == space.rank_of(layer, share, widths)
+            assert policy.choice(layer.name).form == ("" if expected is None else form)
+
+
+@given(arrays(np.float64, (7, SPACE.dimension), elements=st.floats(0, 1)))
+def test_many_are_decoded_as_one_by_one(x: np.ndarray) -> None:
+    batch, alone = SPACE.decode_many(x), [SPACE.decode(row) for row in x]
+    assert list(batch) == alone == [Policy.make(NET, p.all_widths(NET), dict(p.choices)) for p in batch]
+    assert list(batch[2:5]) == alone[2:5] and batch[-1] == alone[-1]
+    keys = batch.keys()
+    assert all((keys[i] == keys[j]) == (alone[i] == alone[j]) for i in range(7) for j in range(7))
+    again = Batch.of(NET, alone)
+    assert again.keys() == keys and Batch.of(NET, batch) is batch
+    assert len(SPACE.decode_many(x[:0])) == 0
