@@ -20,11 +20,11 @@ inline T read(const void* p) noexcept {
   return v;
 }
 
-// Fetches `size` bytes into the cache, to read or (Write) to write them.
-template <bool Write = false>
+// Fetches `size` bytes into the cache of a level, to read or (Write) to write them.
+template <int Level = 1, bool Write = false>
 inline void fetch(const void* p, std::size_t size) noexcept {
   TIGHTROPE_UNROLL
-  for (std::size_t i = 0; i < size; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, Write);
+  for (std::size_t i = 0; i < size; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, Write, 4 - Level);
 }
 
 inline U bytes(std::uint32_t value) noexcept { return U{} + value * 0x01010101u; }
@@ -309,7 +309,12 @@ inline void finish_rows(const Linear& call, const Args&... args) noexcept {
 
 constexpr std::size_t kAhead = 8192;  // bytes between what is fetched and what is used
 
-template <int Bits, std::size_t Rows, std::size_t Columns>  // columns of one tile
+// A weight of more bytes, which no second-level cache holds, is fetched into that: what comes from behind it takes so
+// long that the first level, which waits for few lines at a time, would keep memory idle. Smaller ones, which it holds
+// at least in part, the first level is to have in time.
+constexpr std::size_t kSecondLevel = std::size_t{4} << 20;
+
+template <int Bits, std::size_t Rows, int Level, std::size_t Columns>  // columns of one tile
 void few_rows(const Linear& call, const Weight& weight, const QuantizedRows& rows, std::size_t row,
               std::size_t column) noexcept {
   // Codes left at different bits need sums of their own; where these are few, more hide the multiplication's latency.
@@ -333,10 +338,11 @@ void few_rows(const Linear& call, const Weight& weight, const QuantizedRows& row
       for (std::size_t t = 0; t < Columns; ++t)
         TIGHTROPE_UNROLL
         for (int i = 0; i < places * copies; ++i) dots[r][t][i / copies][i % copies] = I{} + (i == 0 ? starts[r] : 0);
+    if (Level > 1) fetch<Level>(scales + ahead, Columns * kWidth);
     const std::uint8_t* chunk = codes;
     for (const std::int8_t* const end = a + std::min<std::size_t>(step, a_end - a); a != end;
          a += kChunk, chunk += kVector * Bits) {
-      fetch(chunk + ahead, Bits * Columns * kWidth);
+      fetch<Level>(chunk + ahead, Bits * Columns * kWidth);
       each_quad<Bits, raw, Columns>(chunk, [&](auto j, const U(&quad)[Columns]) {
         TIGHTROPE_UNROLL
         for (std::size_t r = 0; r < Rows; ++r) {
@@ -509,7 +515,7 @@ void many_rows(const Linear& call, const Weight& weight, const QuantizedRows& ro
                         height = (left + pieces - 1) / pieces;
       if (end == chunks && call.y != nullptr)
         for (std::size_t i = r; i < r + height; ++i)
-          fetch<true>(call.y + i * call.w.n + column * kLanes, Columns * kWidth);
+          fetch<1, true>(call.y + i * call.w.n + column * kLanes, Columns * kWidth);
       F* const at = totals + (r - row0) * Columns;
       block_of<Isa::code_class(Bits), Columns>(height, weight, rows, r, column, codes, s, c, end,
                                                c == 0 ? nought : at, at);
@@ -517,6 +523,15 @@ void many_rows(const Linear& call, const Weight& weight, const QuantizedRows& ro
       r += height;
     }
   }
+}
+
+template <int Bits, std::size_t Rows, std::size_t Columns>
+void few_rows(const Linear& call, const Weight& weight, const QuantizedRows& rows, std::size_t row,
+              std::size_t column) noexcept {
+  if (weight.bytes > kSecondLevel)
+    few_rows<Bits, Rows, 2, Columns>(call, weight, rows, row, column);
+  else
+    few_rows<Bits, Rows, 1, Columns>(call, weight, rows, row, column);
 }
 
 template <int Bits, std::size_t Columns>

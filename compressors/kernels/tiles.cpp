@@ -1,3 +1,7 @@
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <cstring>
 
 #include "linear.h"
@@ -26,10 +30,23 @@ std::size_t zero_offset(const Layout& w, std::size_t n, std::size_t g) {
   return kSums + g * w.segment_bytes() + kScales + n % kTile;
 }
 
+// Asks for huge pages where these fit whole. A call of few rows reads all of a weight: fewer pages, less waiting.
+void want_huge_pages(std::uint8_t* memory, std::size_t bytes) noexcept {
+#if defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t page = std::uintptr_t{2} << 20;
+  const auto address = reinterpret_cast<std::uintptr_t>(memory);
+  const std::uintptr_t begin = (address + page - 1) / page * page, end = (address + bytes) / page * page;
+  if (begin < end) static_cast<void>(madvise(memory + (begin - address), end - begin, MADV_HUGEPAGE));
+#else
+  static_cast<void>(memory), static_cast<void>(bytes);
+#endif
+}
+
 }  // namespace
 
 void pack_tiles(const Layout& w, const std::uint8_t* codes, const float* scales, const std::uint8_t* zeros,
                 std::uint8_t* packed) noexcept {
+  want_huge_pages(packed, w.bytes());
   std::memset(packed, 0, w.bytes());
   const std::size_t groups = w.groups(), group = w.group == 0 ? w.k : w.group;
   for (std::size_t n = 0; n < w.n; ++n) {
