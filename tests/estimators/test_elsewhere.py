@@ -131,6 +131,7 @@ def test_a_job_comes_back_as_a_device(work: Path) -> None:
     assert "my-phone" in registry.names() and registry.summary("my-phone")[0] == "imported"
     device = registry.make("my-phone")
     device.prepare(NET.network, SPACE, Source())  # type: ignore[attr-defined]
+    device.budgeted({"peak_ram_bytes"})  # type: ignore[attr-defined]
     rng = np.random.default_rng(0)
     policies = [SPACE.dense, *(SPACE.sample(rng) for _ in range(20))]
     costs = device.estimate_many(NET.network, policies)
