@@ -45,12 +45,17 @@ class Batch(Sequence[Policy]):
         layers = {layer.name: i for i, layer in enumerate(network.layers)}
         widths = np.repeat(dense[None], len(policies), axis=0)
         choices = np.zeros((len(policies), len(layers), 4), np.int64)
-        choices[:] = _row(DENSE)
+        choices[:] = DENSE.weight_bits, DENSE.act_bits, 0, 0
+        form = {name: i for i, name in enumerate(FORMS)}
         try:
             if any(p.network != fingerprint for p in policies):
                 raise KeyError
             kept = [(i, groups[g], w) for i, p in enumerate(policies) for g, w in p.widths]
-            done = [(i, layers[x], *_row(c)) for i, p in enumerate(policies) for x, c in p.choices]
+            done = [
+                (i, layers[x], c.weight_bits, c.act_bits, c.rank or 0, form[c.form])
+                for i, p in enumerate(policies)
+                for x, c in p.choices
+            ]
         except KeyError:
             for policy in policies:
                 policy.check(network)
@@ -93,11 +98,6 @@ class Batch(Sequence[Policy]):
         table = np.concatenate(arrays, axis=1).astype(np.int32)
         data, size = table.tobytes(), table.shape[1] * 4
         return [data[i : i + size] for i in range(0, len(table) * size, size)]
-
-
-@lru_cache(maxsize=1 << 14)
-def _row(choice: Choice) -> tuple[int, int, int, int]:
-    return choice.weight_bits, choice.act_bits, choice.rank or 0, FORMS.index(choice.form)
 
 
 @lru_cache(maxsize=1 << 14)

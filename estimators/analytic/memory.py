@@ -47,14 +47,13 @@ class Liveness:
         for memory, i in last.items():
             ends.setdefault(i, []).append(memory)
         place = {name: i for i, name in enumerate(self._names)}
-        self._alive = np.zeros((len(self._names), len(steps) + 1))  # which tensors lie in memory at first, and at each step
-        self._alive[[place[name] for name in inputs]] = 1
+        events = [(place[name], 1) for name in inputs]  # tensors that come into memory, and ones that leave it (-1), in order
         done = 0
-        for step, (i, name) in enumerate(steps, 1):
-            for memory in (m for at in range(done, i) for m in ends.get(at, ())):
-                self._alive[place[memory], step:] -= 1
-            self._alive[place[name], step:] += 1
+        for i, name in steps:
+            events += [(place[memory], -1) for at in range(done, i) for memory in ends.get(at, ())]
+            events.append((place[name], 1))
             done = i
+        self._events, self._signs = np.array(events, np.int64).reshape(-1, 2).T
 
     def peak(self, widths: IntArray, act_bits: IntArray) -> IntArray:
         """The most bytes of activations that are alive at once, for one example.
@@ -74,7 +73,8 @@ class Liveness:
                 )
                 peak = np.maximum(peak, items * act_bits[:, i] / 8)
             return np.ceil(peak).astype(np.int64)
-        return np.asarray((self._sizes(widths, act_bits) @ self._alive).max(axis=1).astype(np.int64))
+        changes = self._sizes(widths, act_bits)[:, self._events] * self._signs
+        return np.asarray(changes.cumsum(axis=1).max(axis=1).astype(np.int64))
 
     def sizes(self, widths: IntArray, act_bits: IntArray) -> dict[str, FloatArray]:
         """Bytes of every tensor of one example, views included, as `b`-dim arrays; the model's own inputs under their names."""
