@@ -82,11 +82,12 @@ def read_job(path: Path) -> tuple[str, str, list[dict[str, Any]]]:
     try:
         head, *rest = [json.loads(line) for line in data.splitlines()]
         entries = [line for line in rest if "model" in line]
+        wanted_isa = head["mark"]["isa"]
         if head["tightrope"] != "probe job" or head["version"] != 1 or len(entries) != head["models"]:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         sys.exit(f"{path} is not a whole probe job of version 1; write it again with `tightrope devices probe`")
-    return hashlib.sha256(data).hexdigest()[:16], head["mark"]["isa"], entries
+    return hashlib.sha256(data).hexdigest()[:16], wanted_isa, entries
 
 
 def cpuinfo() -> list[str]:
@@ -142,7 +143,9 @@ def main() -> None:
     given = parser.parse_args()
     job, wanted_isa, entries = read_job(given.job)
     if isa() not in (wanted_isa, ""):
-        sys.exit(f"{given.job} is for {wanted_isa}, this device has {isa()}: write it again with --isa {isa()}")
+        sys.exit(
+            f"{given.job} is for {wanted_isa}, this device has {isa()}: write it again with `tightrope devices probe --isa {isa()}`"
+        )
     steady = [Model(e) for role in STEADY for e in entries if e["role"] == role]
     wanted = [e for e in entries if e["role"] not in STEADY]
     file, done = begin(given.results, job)

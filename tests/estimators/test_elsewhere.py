@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 import sysconfig
 import venv
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from test_ort import Source
 from tightrope.estimators import registry
 from tightrope.estimators.measured import fitted, imported, job, runner
 from tightrope.estimators.measured.base import mark_of
+from tightrope.estimators.measured.layouts import BLOCKS
 from tightrope.estimators.measured.ort import OrtCpu
 from tightrope.spaces import Policy, Space
 from tightrope.spaces.errors import DeviceError
@@ -122,6 +124,23 @@ def test_the_environment_of_the_runner_is_bare(python: Path) -> None:
     code = f"from importlib.util import find_spec\nprint([name for name in {names} if find_spec(name)])"
     done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['numpy', 'onnxruntime']"
+
+
+@pytest.mark.parametrize("edit", ["other", "none"])
+def test_the_runner_refuses_a_job_for_another_processor_and_one_that_names_none(work: Path, tmp_path: Path, edit: str) -> None:
+    first, rest = (work / "job.jsonl").read_text().split("\n", 1)
+    head, here = json.loads(first), OrtCpu().isa
+    wanted = next(name for name in BLOCKS if name != here)
+    if edit == "other":
+        head["mark"]["isa"] = wanted
+    else:
+        del head["mark"]["isa"]
+    (tmp_path / "job.jsonl").write_text(json.dumps(head) + "\n" + rest)
+    command = [sys.executable, str(runner.__file__), "job.jsonl", "results.csv"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    expected = f"is for {wanted}, this device has {here}" if edit == "other" else "is not a whole probe job"
+    assert done.returncode == 1 and expected in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "results.csv").exists()
 
 
 def test_a_job_comes_back_as_a_device(work: Path) -> None:
