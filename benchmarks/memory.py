@@ -23,7 +23,7 @@ from tightrope.compressors.export.skeleton import skeleton_of
 from tightrope.compressors.prepare import prepare
 from tightrope.estimators.measured.actual import arena_taken
 from tightrope.estimators.measured.arena import arena_bytes
-from tightrope.estimators.measured.ort import OrtCpu, OrtRuntime
+from tightrope.estimators.measured.ort import OrtCpu, OrtRuntime, isa
 from tightrope.search import demo_task
 from tightrope.search.evaluate import Source
 from tightrope.spaces import Space
@@ -43,7 +43,7 @@ def run(name: str, batches: list[int], policies: int) -> dict[str, tuple[float, 
     space, source = Space.build(prepared.network, OrtCpu().pairs), Source(prepared, skeleton_of(prepared))
     found: dict[str, tuple[float, str]] = {}
     for batch in batches:
-        rng, runtime = np.random.default_rng(2), OrtRuntime(prepared.network, source, batch)
+        rng, runtime = np.random.default_rng(2), OrtRuntime(prepared.network, source, batch, isa())
         chosen = [random_policy(space, rng) for _ in range(policies)]
         start = time.process_time()
         peaks = np.array([arena_bytes(runtime.lowering.nodes(policy)) for policy in chosen])

@@ -30,7 +30,7 @@ def names() -> list[str]:
 
 
 def summary(name: str) -> tuple[str, str]:
-    """`measured`, `plug-in` or `simulated`, and what the device tells."""
+    """`measured`, `imported`, `plug-in` or `simulated`, and what the device tells."""
     kind = (
         "measured" if name in _MEASURED else "imported" if name in _imported() else "plug-in" if name in _plugged() else "simulated"
     )

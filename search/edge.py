@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tightrope.estimators.threads import one_blas_thread
 from tightrope.search.agent import Problem
 from tightrope.search.agents.repair import fit
 from tightrope.spaces.budget import Limits
@@ -48,6 +49,7 @@ def tightened(problem: Problem, setting: "Setting") -> Limits:
     return Limits(tuple((metric, most / factor if metric == "latency_ms" else most) for metric, most in problem.limits.top))
 
 
+@one_blas_thread()
 def timed(policies: Sequence[Policy], dense: Policy, setting: "Setting") -> list[Interval]:
     """Latency of each policy as a ratio to the dense model, with its 90 % interval, all timed in the same rounds."""
     from tightrope.compressors.assemble import assemble

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tightrope.estimators.device import Device
+from tightrope.estimators.threads import one_blas_thread
 from tightrope.search import journal
 from tightrope.search.agent import Agent, Problem, make
 from tightrope.search.agents.repair import fit
@@ -145,10 +146,12 @@ class Study(Results):
 
     # --- running ----------------------------------------------------------------------------------------------------
 
+    @one_blas_thread()
     def run(self, executor: Executor, trials: int | None = None, *, on_trial: Sequence[OnTrial] = ()) -> None:
         """Go on until `trials` trials are told (those planned, if None); `on_trial` is called after each that is new.
 
-        What a trial raises becomes its reason of failure; the search goes on. Call it again for more trials.
+        What a trial raises becomes its reason of failure; the search goes on. Call it again for more trials. Linear algebra
+        runs on one thread meanwhile, that of agents and of trials in this process.
         """
         total = self.header.trials if trials is None else trials
         if executor.slots != self.header.workers:

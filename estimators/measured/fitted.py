@@ -22,6 +22,7 @@ from tightrope.estimators.measured.nodes import Key, bytes_of
 from tightrope.estimators.measured.patterns import Patterns, Told, learn
 from tightrope.estimators.measured.sampling import mixed, probes, rounds_of
 from tightrope.estimators.measured.table import Table, Untimed, designs, pooled
+from tightrope.estimators.threads import one_blas_thread
 from tightrope.spaces.batch import Batch
 from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.network import Network
@@ -117,6 +118,7 @@ class Fitted:
         """What lowers, builds and runs policies; made when it is first needed."""
         return self._make()
 
+    @one_blas_thread()
     def _fill(self, rng: np.random.Generator, progress: Progress | None) -> None:
         """Time the nodes of the space and the nets to fit, in passes over all of them, if the machine lets them be told apart."""
         self._floor = quiet(self.runtime.steady()[:-1], rng)
@@ -182,6 +184,7 @@ class Fitted:
         nets = [self.runtime.net(p) for p in (self.space.dense, *policies)]
         return len(policies), *rounds_of(nets, NET_ROUNDS, rng, self.runtime.steady())
 
+    @one_blas_thread()
     def timed(self, policies: Sequence[Policy], *, seed: int = 0) -> tuple[Float, float]:
         """Build the nets of policies and time them beside the dense one, in passes over all of them.
 

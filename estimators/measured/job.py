@@ -9,7 +9,7 @@ import bz2
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from tightrope.estimators.measured.ort import OrtRuntime, Source
 from tightrope.estimators.measured.runner import COLUMNS
 from tightrope.estimators.measured.sampling import EMPTY, REFERENCE, mixed
 from tightrope.estimators.measured.table import Table, identity
+from tightrope.estimators.threads import one_blas_thread
 from tightrope.spaces.errors import DeviceError, FormatError
 from tightrope.spaces.fields import Fields, parse
 from tightrope.spaces.network import Network
@@ -35,9 +36,10 @@ STEADY = ("reference", "empty", "dense")  # roles of models that are timed besid
 NETS, HELD = 24, 12  # mixed nets to fit, and to say how good the fit is
 
 
+@one_blas_thread()
 def write(
     network: Network, space: Space, source: Source, encode: Encoder, mark: Mapping[str, Any], *, seed: int = 0
-) -> Iterator[str]:  # fmt: skip
+) -> list[str]:  # fmt: skip
     """The lines of the job that covers a space, at the batch size and for the instruction set of `mark`, which tells the table from
     others of a device."""
     rng = np.random.default_rng(seed)
@@ -63,8 +65,7 @@ def write(
         {"network": network.to_json()}, {"patterns": patterns.to_json()},
         *({"family": f, "axes": [[a.column, a.rule, [*a.values]] for a in d.axes]} for f, d in designs.items()), *models,
     ]  # fmt: skip
-    for line in lines:
-        yield json.dumps(line, separators=(",", ":")) + "\n"
+    return [json.dumps(line, separators=(",", ":")) + "\n" for line in lines]
 
 
 def blank(model: onnx.ModelProto | bytes) -> onnx.ModelProto:

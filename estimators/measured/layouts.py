@@ -342,6 +342,7 @@ class _Transposes:
                 return False
             if kind == "MaxPool":
                 node.kind = "com.microsoft:NhwcMaxPool"
+                node.attributes = tuple((k, v) for k, v in node.attributes if k != "storage_order")  # of indices, which it lacks
             else:
                 node.attributes = tuple((k, 1 if k == "channels_last" else v) for k, v in node.attributes)
         elif kind in ("Concat", "com.microsoft:QLinearConcat", "Softmax"):

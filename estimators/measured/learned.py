@@ -25,7 +25,9 @@ class Learned:
         known: milliseconds of at least two nodes by their sizes.
 
     Attributes:
-        error: mean absolute relative error of the timed nodes, each left out of what is learned.
+        left_out: relative errors of the timed nodes, in their order, each left out of what is learned; smoothness and noise are
+            those chosen by all of them.
+        error: the mean of their absolute values.
     """
 
     def __init__(self, axes: tuple[Axis, ...], known: Mapping[Sizes, float]) -> None:
@@ -42,9 +44,11 @@ class Learned:
             smooth = np.concatenate([self._trend, blocks * fills], axis=1) / length
             inverse = np.linalg.inv(self._kernel(smooth, smooth, self._trend) + noise * np.eye(len(times)))
             weights = inverse @ (times - self._mean)
-            error = float(np.mean(np.abs(np.expm1(-weights / np.diag(inverse)))))
+            left_out = np.expm1(-weights / np.diag(inverse))
+            error = float(np.mean(np.abs(left_out)))
             if error < best:
-                best, self._weights, self._smooth, self._length, self._blocks = error, weights, smooth, length, blocks
+                best, self.left_out = error, left_out
+                self._weights, self._smooth, self._length, self._blocks = weights, smooth, length, blocks
         self.error = best
 
     def at(self, sizes: Ints) -> Floats:

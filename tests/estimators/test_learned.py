@@ -90,6 +90,7 @@ def test_the_error_is_that_of_learning_anew_without_each(seed: int, monkeypatch:
     left = [np.expm1(process(np.arange(len(sizes)) != i).predict(places[[i]])[0] + targets.mean() - targets[i])
             for i in range(len(sizes))]  # fmt: skip
     found = Learned(AXES, dict(zip(sizes, times.tolist(), strict=True)))
+    assert found.left_out == pytest.approx(np.array(left), rel=1e-6)
     assert found.error == pytest.approx(np.mean(np.abs(left)), rel=1e-6)
     whole = process(np.arange(len(sizes)))
     others = np.array(drawn(seed + 50, 20))

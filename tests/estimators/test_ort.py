@@ -10,6 +10,7 @@ import pytest
 from contract import DeviceContract
 from handmade import Handmade, resnet8
 from payloads import random_payload
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from tightrope.compressors.export.onnx import write
 from tightrope.estimators.measured import fitted, rapl
@@ -23,10 +24,16 @@ QUICK = {"MET": 300, "PLAIN": 200, "ANCHORS": 12, "PASSES": 2, "NODE_ROUNDS": 6,
 
 
 class Source:
+    """Graphs of a net with weights drawn at random; `threads` are those that BLAS had whenever a net was built."""
+
+    def __init__(self) -> None:
+        self.threads: set[int] = set()
+
     def skeleton(self, widths: Mapping[str, int], batch: int) -> onnx.ModelProto:
         return NET.at(widths, batch)
 
     def model(self, policy: Policy, batch: int) -> onnx.ModelProto:
+        self.threads |= {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
         return write(NET.at(policy.all_widths(NET.network), batch), NET.network, random_payload(NET.network, policy))
 
 
@@ -99,7 +106,7 @@ class TestOrtCpu(DeviceContract):
     def test_a_killed_preparation_goes_on(self, network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in {"MET": 10, "PLAIN": 10, "ANCHORS": 8, "PASSES": 2, "NODE_ROUNDS": 2, "NET_ROUNDS": 2}.items():
             monkeypatch.setattr(fitted, name, value)
-        device = OrtCpu()
+        device, source = OrtCpu(), Source()
         space = Space.build(network, device.pairs, least_width=0.9, rank_shares=())
 
         def kill(done: int, total: int) -> None:
@@ -111,7 +118,10 @@ class TestOrtCpu(DeviceContract):
         (table,) = tmp_path.glob("ort-cpu/*.jsonl")
         kept = table.read_bytes()
         table.write_bytes(kept + b'{"node":"0123')  # torn in the middle of a line
-        device.prepare(network, space, Source(), cache=tmp_path)
+        with threadpool_limits(limits=2, user_api="blas"):
+            device.prepare(network, space, source, cache=tmp_path)
+            device.timed(network, [space.dense])
+        assert source.threads == {1}
         assert table.read_bytes().startswith(kept)
         cost = device.estimate(network, space.dense)
         assert cost.latency_ms > 0
@@ -122,6 +132,23 @@ class TestOrtCpu(DeviceContract):
         lines = [line for line in table.read_text(encoding="utf-8").splitlines() if line.startswith('{"node"')]
         times = Counter(line.split(',"ms"')[0] for line in lines)
         assert max(times.values()) == fitted.PASSES  # nothing was timed in vain
+
+    def test_a_table_whose_patterns_are_torn_tells_the_sum_of_each_policys_nodes(
+        self, device: OrtCpu, network: Network, policies: list[Policy], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (table,) = [p for p in self.cache.glob("ort-cpu/*.jsonl") if '"batch":1' in p.read_text(encoding="utf-8").splitlines()[0]]
+        lines = [x[:-9] if x.startswith('{"note":"patterns"') else x for x in table.read_text(encoding="utf-8").splitlines()]
+        torn = tmp_path / "ort-cpu" / table.name
+        torn.parent.mkdir()
+        torn.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        other, before = OrtCpu(), torn.read_bytes()
+        other.prepare(network, Space.build(network, other.pairs), Source(), cache=tmp_path)
+        (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        assert "left out of the latency table" in warning and torn.name in warning
+        told = [c.latency_ms for c in other.estimate_many(network, policies)]
+        assert told == pytest.approx([sum(other.known(network).fitted.shares(p)) for p in policies], rel=1e-6)
+        assert np.median(np.abs(told / np.array([c.latency_ms for c in device.estimate_many(network, policies)]) - 1)) < 0.02
+        assert torn.read_bytes() == before  # nothing was timed anew
 
     def test_a_policy_outside_of_the_space_is_refused(self, device: OrtCpu, network: Network) -> None:
         narrow = Policy.make(network, dict.fromkeys(network.widths, 1))

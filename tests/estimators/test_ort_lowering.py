@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from handmade import Handmade, mobilenet, resnet8, vit
+from handmade import Handmade, Recorder, mobilenet, resnet8, vit
 from payloads import random_payload
 
 from tightrope.compressors.export.onnx import write
@@ -19,9 +19,22 @@ from tightrope.estimators.measured.ort import OrtCpu
 from tightrope.estimators.measured.plan import Call, make
 from tightrope.spaces import Policy, Space
 from tightrope.spaces.errors import DeviceError
+from tightrope.spaces.network import Extent
 
-NETS = {net.__name__: Handmade(net) for net in (resnet8, mobilenet, vit)}
-FORMS = {"resnet8": "spatial", "mobilenet": "tucker", "vit": "spatial"}
+
+def pooled(r: Recorder) -> str:
+    """Two convolutions with a max pooling between them, as torch exports it."""
+    x = r.conv("stem", r.input(1, 1, 28, 28), r.group("g0", 32), act="relu")
+    shape = (*r.shapes[x][:2], Extent(14), Extent(14))
+    x = r.op(
+        "max", "max_pool2d", (x,), shape, "MaxPool",
+        kernel_shape=[2, 2], strides=[2, 2], pads=[0, 0, 0, 0], dilations=[1, 1], ceil_mode=0, storage_order=0,
+    )  # fmt: skip
+    return r.linear("head", r.pool("pool", r.conv("next", x, r.group("g1", 48), act="relu")), Extent(10))
+
+
+NETS = {net.__name__: Handmade(net) for net in (resnet8, mobilenet, vit, pooled)}
+FORMS = {"resnet8": "spatial", "mobilenet": "tucker", "vit": "spatial", "pooled": "spatial"}
 BLOCK = BLOCKS[OrtCpu().isa]
 LOWERINGS = {name: Lowering(net.network, make(net.network, net.at, 1), BLOCK) for name, net in NETS.items()}
 

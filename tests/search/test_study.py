@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from problems import AGENTS, DEVICE, FAST, SPACE, Additive, Watched, essence, make_problem, mark, payload
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from tightrope.search import journal
 from tightrope.search.distribute import Inline
@@ -16,7 +17,7 @@ from tightrope.search.journal import Control, Final
 from tightrope.search.results import Results
 from tightrope.search.study import Study
 from tightrope.search.trial import Trial
-from tightrope.spaces import Budget, Score
+from tightrope.spaces import Budget, Policy, Score
 from tightrope.spaces.errors import BudgetError, DataError, RunError
 
 
@@ -50,6 +51,23 @@ def test_a_repeated_policy_is_scored_once_but_told_each_time(tmp_path: Path) -> 
     scored = [line.split()[1] for line in log.read_text().splitlines()]
     assert len(scored) == len(set(scored)) < 40
     assert [t.number for t in study.trials] == list(range(40)) == [t.number for t in journal.read(tmp_path).trials]
+
+
+def test_trials_and_agents_have_one_thread_of_blas() -> None:
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    class Counted(Watched):
+        def evaluate(self, policy: Policy) -> Score:
+            seen.append(threads())
+            return super().evaluate(policy)
+
+    seen: list[set[int]] = []
+    executor = Inline(Counted)
+    with threadpool_limits(limits=2, user_api="blas"), begin(executor, trials=3) as study:
+        seen.clear()  # of the dense model
+        study.run(executor)
+        assert seen and all(found == {1} for found in seen) and threads() == {2}
 
 
 def test_a_failing_policy_is_a_failed_trial_and_the_search_goes_on(tmp_path: Path) -> None:
