@@ -21,7 +21,7 @@ constexpr std::size_t packed_bytes(std::size_t n, int bits) noexcept {
 constexpr float kZeroChannel = 0x1p-100f;
 
 constexpr std::size_t kRowBlock = 128;  // rows that share one unpacking of a linear's weights
-constexpr std::size_t kMatrixBlock = 32;  // rows that instructions for matrices take at a time, and read: a multiple
+constexpr std::size_t kMatrixBlock = 32;  // rows that instructions for matrices take at a time
 
 // What is compiled once for each instruction set.
 struct Kernels {
