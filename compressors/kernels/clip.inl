@@ -22,6 +22,7 @@ inline F load_part(const float* p, std::size_t n) noexcept {  // n < kLanes; the
 }
 
 inline void store(float* p, F v) noexcept { std::memcpy(p, &v, sizeof v); }
+[[gnu::noinline]] void store_part(float* p, F v, std::size_t n) noexcept { std::memcpy(p, &v, n * sizeof(float)); }
 
 inline float sum(F v) noexcept {
   float total = 0.0f;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "kernels.h"
@@ -21,6 +22,7 @@ struct Isa {
   static constexpr int kSums = 8;  // kept in flight on few rows
   static constexpr bool kByteCodes = false;            // dot takes codes of all eight bits, whatever Bits says
   static constexpr int code_class(int bits) noexcept { return bits < 4 ? 4 : bits; }
+  static constexpr std::size_t kMatrixRows = 0;  // without instructions that multiply matrices
   static F splat(float v) noexcept { return _mm256_set1_ps(v); }
   static F abs(F v) noexcept { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
   static F min(F a, F b) noexcept { return _mm256_min_ps(a, b); }
@@ -35,6 +37,12 @@ struct Isa {
     const __m256i low = _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(255));
     const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+  }
+  static std::uint32_t sum(U v) noexcept {
+    const __m256i all = reinterpret_cast<__m256i>(v);
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    return static_cast<std::uint32_t>(_mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1))));
   }
   static U merge(U code, U plane, U mask) noexcept { return code | (plane & mask); }
   static U kept(U v) noexcept {  // in a register: GCC would read it from memory for each use

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "kernels.h"
@@ -12,53 +13,9 @@
 namespace tightrope {
 namespace {
 
-struct Isa {
-  static constexpr int kLanes = 16;
-  using F = __m512;
-  typedef std::int32_t I __attribute__((vector_size(64)));
-  typedef std::uint32_t U __attribute__((vector_size(64)));
-  static constexpr std::size_t kRows = 6, kColumns = 4;  // 24 sums, 4 weights: 28 of 32 registers
-  static constexpr int kSums = 8;  // kept in flight on few rows
-  static constexpr bool kByteCodes = true;             // dot takes codes of all eight bits, whatever Bits says
-  static constexpr int code_class(int) noexcept { return 8; }
-  static F splat(float v) noexcept { return _mm512_set1_ps(v); }
-  static F abs(F v) noexcept { return _mm512_abs_ps(v); }
-  static F min(F a, F b) noexcept { return _mm512_min_ps(a, b); }
-  static F max(F a, F b) noexcept { return _mm512_max_ps(a, b); }
-  static F fma(F a, F b, F c) noexcept { return _mm512_fmadd_ps(a, b, c); }
-  static F fnma(F a, F b, F c) noexcept { return _mm512_fnmadd_ps(a, b, c); }
-  static F where_negative(F x, F yes, F no) noexcept {
-    return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x)), no, yes);
-  }
-  static F bytes_as_float(const std::uint8_t* p) noexcept {
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-  }
-  static void store_low_bytes(std::int8_t* p, F v) noexcept {  // of each lane
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(v)));
-  }
-  static U merge(U code, U plane, U mask) noexcept {  // code | (plane & mask)
-    return reinterpret_cast<U>(_mm512_ternarylogic_epi32(reinterpret_cast<__m512i>(code),
-                                                         reinterpret_cast<__m512i>(plane),
-                                                         reinterpret_cast<__m512i>(mask), 0xf8));
-  }
-  static U kept(U v) noexcept {  // in a register: GCC would read it from memory for each use
-    asm("" : "+v"(v));
-    return v;
-  }
-  static void opaque(I& v) noexcept { asm volatile("" : "+v"(v)); }  // a value the compiler cannot foresee
-  template <int Bits>
-  static I dot(I sum, U codes, I a) noexcept {
-    return reinterpret_cast<I>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(codes),
-                                                   reinterpret_cast<__m512i>(a)));
-  }
-  // Sums of kQuads quads before they join `total`: here none are kept apart.
-  template <int Bits>
-  struct Short {
-    static constexpr int kQuads = 1;
-    void add(int, I& total, U codes, I a) noexcept { total = dot<Bits>(total, codes, a); }
-    void flush(I&) noexcept {}
-  };
-};
+#include "avx512.inl"
+
+using Isa = Avx512;
 
 #include "clip.inl"
 #include "codes.inl"

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "kernels.h"
@@ -19,6 +20,7 @@ struct Isa {
   static constexpr int kSums = 8;  // kept in flight on few rows
   static constexpr bool kByteCodes = true;  // dot takes codes of all eight bits, whatever Bits says
   static constexpr int code_class(int) noexcept { return 8; }
+  static constexpr std::size_t kMatrixRows = 0;  // without instructions that multiply matrices
   static F splat(float v) noexcept { return F{v, v, v, v}; }
   static F abs(F v) noexcept { return v < 0.0f ? -v : v; }
   static F min(F a, F b) noexcept { return a < b ? a : b; }
@@ -34,6 +36,7 @@ struct Isa {
     std::memcpy(&bits, &v, sizeof bits);
     for (int i = 0; i < kLanes; ++i) p[i] = static_cast<std::int8_t>(bits[i]);
   }
+  static std::uint32_t sum(U v) noexcept { return v[0] + v[1] + v[2] + v[3]; }
   static U merge(U code, U plane, U mask) noexcept { return code | (plane & mask); }
   static U kept(U v) noexcept { return v; }
   static void opaque(I& v) noexcept { asm volatile("" : "+m"(v)); }  // a value the compiler cannot foresee

@@ -21,6 +21,7 @@ constexpr std::size_t packed_bytes(std::size_t n, int bits) noexcept {
 constexpr float kZeroChannel = 0x1p-100f;
 
 constexpr std::size_t kRowBlock = 128;  // rows that share one unpacking of a linear's weights
+constexpr std::size_t kMatrixBlock = 32;  // rows that instructions for matrices take at a time
 
 // What is compiled once for each instruction set.
 struct Kernels {
@@ -53,6 +54,7 @@ struct Kernels {
 const Kernels& portable_kernels() noexcept;
 const Kernels& avx2_kernels() noexcept;
 const Kernels& avx512_kernels() noexcept;
+const Kernels& amx_kernels() noexcept;
 
 // The same over many elements, on up to `threads` threads.
 void quantize(const Kernels& isa, const float* x, std::size_t n, float scale, int zero, std::uint8_t* codes,

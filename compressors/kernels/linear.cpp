@@ -90,7 +90,8 @@ void linear(const Kernels& isa, const Linear& call, int threads) {
   const std::size_t stride = round_up(w.k, 64) + 64;
   const std::size_t sums = round_up(call.m * w.segments() * sizeof(float), 64);
   const std::size_t scales = round_up(call.m * sizeof(float), 64);
-  std::uint8_t* memory = workspace(2 * sums + scales + call.m * stride);
+  // Rows behind the last one are multiplied, where matrices are, and thrown away.
+  std::uint8_t* memory = workspace(2 * sums + scales + round_up(call.m, kMatrixBlock) * stride);
   const QuantizedRows rows{call.m,
                            reinterpret_cast<std::int8_t*>(memory + 2 * sums + scales),
                            stride,

@@ -28,6 +28,10 @@ inline void fetch(const void* p, std::size_t size) noexcept {
 }
 
 inline U bytes(std::uint32_t value) noexcept { return U{} + value * 0x01010101u; }
+inline U less_bytes(U a, U b) noexcept {
+  typedef std::uint8_t Bytes __attribute__((vector_size(kWidth)));
+  return reinterpret_cast<U>(reinterpret_cast<Bytes>(a) - reinterpret_cast<Bytes>(b));
+}
 inline I quad_of(const std::int8_t* a) noexcept { return I{} + read<std::int32_t>(a); }
 inline F as_float(I v) noexcept { return __builtin_convertvector(v, F); }
 inline bool any(I v) noexcept {
@@ -55,8 +59,7 @@ inline std::int32_t quantize_floats(const float* x, std::size_t n, std::int8_t* 
     Isa::store_low_bytes(codes + i, code);
     total += read<U>(&code);
   }
-  std::uint32_t sum = 0;
-  for (int lane = 0; lane < kLanes; ++lane) sum += total[lane];
+  std::uint32_t sum = Isa::sum(total);
   if (i < n) {
     float code[kLanes];
     store(code, rounded(load_part(x + i, n - i)));
@@ -259,10 +262,7 @@ inline void finish(const Linear& call, std::size_t at, std::size_t left, F v) no
   if constexpr (Act == Activation::gelu) v = gelu(v);
   if (call.y_codes == nullptr && left >= kLanes) return store(call.y + at, v);
   const std::size_t count = std::min<std::size_t>(left, kLanes);
-  if (call.y_codes == nullptr) {
-    std::memcpy(call.y + at, &v, count * sizeof(float));
-    return;
-  }
+  if (call.y_codes == nullptr) return store_part(call.y + at, v, count);
   const float zero = static_cast<float>(call.y_zero);
   v = Isa::min(Isa::max(v * (1.0f / call.y_scale), splat(-zero)), splat(255.0f - zero));  // a NaN becomes code 0
   std::int8_t codes[kLanes];
@@ -385,8 +385,8 @@ void few_rows(const Linear& call, const Weight& weight, const QuantizedRows& row
 constexpr std::size_t kDepth = 256;  // inputs unpacked at a time, at most: 16 KiB for 64 channels
 
 // Unpacks chunks [c, end) of `Columns` columns, from the start of segment `s` on; a quad is then as many registers.
-// What lies `ahead` bytes on is to be unpacked next.
-template <int Bits, std::size_t Columns>
+// What lies `ahead` bytes on is to be unpacked next. FromMiddle: less the middle code, as signed bytes.
+template <int Bits, std::size_t Columns, bool FromMiddle>
 void unpack_chunks(const Weight& weight, std::size_t column, std::size_t s, std::size_t c, std::size_t end,
                    std::size_t ahead, std::uint8_t* out) noexcept {
   for (; c < end; ++s) {
@@ -397,7 +397,8 @@ void unpack_chunks(const Weight& weight, std::size_t column, std::size_t s, std:
       const std::size_t fetched = weight.reach(chunk, ahead, count * kVector * Bits);
       for (std::size_t i = 0; i < count; ++i, chunk += kVector * Bits, to += 8 * Columns * kWidth) {
         each_quad<Bits, false, 1>(chunk, [&](auto j, const U(&codes)[1]) {
-          std::memcpy(to + j * Columns * kWidth, codes, sizeof codes);
+          const U code = FromMiddle ? less_bytes(codes[0], bytes(1u << (Bits - 1))) : codes[0];
+          std::memcpy(to + j * Columns * kWidth, &code, sizeof code);
         });
         if (t % kParts == 0) fetch(chunk + fetched, kVector * Bits);
       }
@@ -497,32 +498,114 @@ inline void block_of(std::size_t height, const Args&... args) noexcept {
   }
 }
 
+// Instructions that multiply matrices, where a machine has them.
+template <typename Machine, std::size_t Inputs>
+using Matrix = typename Machine::template Matrix<Inputs>;
+
+// As block, for `height` rows, at most kMatrixBlock. Without zeros codes are signed: the middle code is 0.
+template <typename Matrix, bool Zeros, std::size_t Columns>
+void matrix_block(std::size_t height, const Weight& weight, const QuantizedRows& rows, std::size_t row,
+                  std::size_t column, const std::uint8_t* codes, std::size_t s, std::size_t chunk,
+                  std::size_t chunk_end, const F* before, F* totals) noexcept {
+  constexpr std::size_t pair = std::min<std::size_t>(Columns, 2), most = 4;  // segments scaled at a time
+  alignas(64) I dots[most][kMatrixBlock * pair];
+  const std::int8_t* a = rows.codes + row * rows.stride;
+  const std::size_t step = weight.step;
+  for (std::size_t c = 0; c < Columns; c += pair) {
+    const std::uint8_t* w = codes + c * kWidth;
+    const F* from = before + c;
+    for (std::size_t first = chunk, segment = s; first < chunk_end; from = totals + c) {
+      F scales[most][pair], zeros[most][pair];
+      const float* sums = rows.sums + segment * rows.count + row;
+      std::size_t count = 0;
+      for (; count < most && first < chunk_end; ++count, ++segment, first += step) {
+        const std::size_t inputs = kChunk * std::min(step, chunk_end - first);
+        const std::size_t steps = (inputs + Matrix::kInputs - 1) / Matrix::kInputs;  // behind the last inputs, a is 0
+        const auto multiply = height > kMatrixBlock / 2 ? Matrix::template multiply<2, pair, !Zeros>
+                                                        : Matrix::template multiply<1, pair, !Zeros>;
+        multiply(a + first * kChunk, rows.stride, w, Columns * kWidth, steps, dots[count]);
+        w += inputs / 4 * Columns * kWidth;
+        for (std::size_t i = 0; i < pair; ++i) {
+          scales[count][i] = read<F>(weight.scales(column + c + i, segment));
+          zeros[count][i] = Zeros ? Isa::bytes_as_float(weight.zeros(column + c + i, segment)) : F{};
+        }
+      }
+      const auto scale = [&](auto segments) {
+        constexpr std::size_t end = decltype(segments)::value;
+        for (std::size_t r = 0; r < height; ++r)
+          TIGHTROPE_UNROLL
+          for (std::size_t i = 0; i < pair; ++i) {
+            F total = from[r * Columns + i];
+            TIGHTROPE_UNROLL
+            for (std::size_t g = 0; g < end; ++g) {
+              const I dot = dots[g][r * pair + i];
+              total = Zeros ? rescaled(total, dot, scales[g][i], zeros[g][i], sums[g * rows.count + r])
+                            : rescaled(total, dot, scales[g][i]);
+            }
+            totals[r * Columns + c + i] = total;
+          }
+      };
+      switch (count) {
+        case 1:
+          scale(std::integral_constant<std::size_t, 1>{});
+          break;
+        case 2:
+          scale(std::integral_constant<std::size_t, 2>{});
+          break;
+        case 3:
+          scale(std::integral_constant<std::size_t, 3>{});
+          break;
+        default:
+          scale(std::integral_constant<std::size_t, most>{});
+      }
+    }
+  }
+}
+
 template <int Bits, std::size_t Columns>
 void many_rows(const Linear& call, const Weight& weight, const QuantizedRows& rows, std::size_t row0, std::size_t row1,
                std::size_t column) noexcept {
   alignas(64) std::uint8_t codes[kDepth * kLanes * Columns];
   alignas(64) F totals[kRowBlock * Columns];
-  const F nought[Isa::kRows * Columns] = {};
+  static constexpr F nought[std::max(Isa::kRows, Isa::kMatrixRows > 0 ? kMatrixBlock : 0) * Columns] = {};
   const std::size_t chunks = weight.chunks, deep = kDepth / kChunk / weight.step, depth = deep * weight.step;
   constexpr std::size_t strip = std::max<std::size_t>(1, Columns / kParts);  // tiles
-  for (std::size_t c = 0, s = 0; c < chunks; c += depth, s += deep) {
-    const std::size_t end = std::min(c + depth, chunks);
-    const std::size_t ahead =
-        end < chunks ? deep * weight.segment_bytes : strip * weight.tile_bytes - s * weight.segment_bytes;
-    unpack_chunks<Bits, Columns>(weight, column, s, c, end, ahead, codes);
-    for (std::size_t r = row0; r < row1;) {
-      const std::size_t left = row1 - r, pieces = (left + Isa::kRows - 1) / Isa::kRows,
-                        height = (left + pieces - 1) / pieces;
-      if (end == chunks && call.y != nullptr)
-        for (std::size_t i = r; i < r + height; ++i)
-          fetch<1, true>(call.y + i * call.w.n + column * kLanes, Columns * kWidth);
-      F* const at = totals + (r - row0) * Columns;
-      block_of<Isa::code_class(Bits), Columns>(height, weight, rows, r, column, codes, s, c, end,
-                                               c == 0 ? nought : at, at);
-      if (end == chunks) finish_rows<Columns>(call, weight, rows, r, r + height, column, at);
-      r += height;
+  const auto blocks = [&](auto from_middle, const auto& height_of, const auto& block) {
+    for (std::size_t c = 0, s = 0; c < chunks; c += depth, s += deep) {
+      const std::size_t end = std::min(c + depth, chunks);
+      const std::size_t ahead =
+          end < chunks ? deep * weight.segment_bytes : strip * weight.tile_bytes - s * weight.segment_bytes;
+      unpack_chunks<Bits, Columns, from_middle>(weight, column, s, c, end, ahead, codes);
+      for (std::size_t r = row0; r < row1;) {
+        const std::size_t height = height_of(row1 - r);
+        if (end == chunks && call.y != nullptr)
+          for (std::size_t i = r; i < r + height; ++i)
+            fetch<1, true>(call.y + i * call.w.n + column * kLanes, Columns * kWidth);
+        F* const at = totals + (r - row0) * Columns;
+        block(height, weight, rows, r, column, codes, s, c, end, c == 0 ? nought : at, at);
+        if (end == chunks) finish_rows<Columns>(call, weight, rows, r, r + height, column, at);
+        r += height;
+      }
     }
-  }
+  };
+  if constexpr (Isa::kMatrixRows > 0)
+    if (row1 - row0 >= Isa::kMatrixRows * (1 + weight.step % 2)) {  // odd steps fill half a tile
+      using Machine = std::conditional_t<Bits != 0, Isa, void>;  // depends on Bits: looked into where it is used
+      const auto by = [&](const auto& matrix, auto zeros) {
+        blocks(std::bool_constant<!zeros>{}, [](std::size_t left) { return std::min(left, kMatrixBlock); },
+               [&](const auto&... args) { matrix_block<std::decay_t<decltype(matrix)>, zeros, Columns>(args...); });
+      };
+      const auto with = [&](auto zeros) {
+        weight.step % 2 == 0 ? by(Matrix<Machine, 64>(), zeros) : by(Matrix<Machine, 32>(), zeros);
+      };
+      return weight.has_zeros ? with(std::true_type{}) : with(std::false_type{});
+    }
+  const auto even = [](std::size_t left) {  // heights
+    const std::size_t pieces = (left + Isa::kRows - 1) / Isa::kRows;
+    return (left + pieces - 1) / pieces;
+  };
+  blocks(std::false_type{}, even,
+         [&](const auto&... args) { block_of<Isa::code_class(Bits), Columns>(args...); });
 }
 
 template <int Bits, std::size_t Rows, std::size_t Columns>
