@@ -114,9 +114,9 @@ class DDPG:
             return self._opening.ask(number, rng, limits) if s.guided else self._walk(limits, rng.random(d), np.zeros(d), rng)
         if not self._elite:
             return self._walk(limits, np.full(d, np.nan), np.full(d, sigma), rng)
-        for _ in range(_TRIES):
+        for attempt in range(_TRIES):
             followed = self._elite[rng.integers(len(self._elite))][1]
-            moved = rng.random(d) < s.moved
+            moved = rng.random(d) < s.moved * 2**attempt
             moved[rng.integers(d)] = True
             guide = np.where(moved & (number % 2 == 0), np.nan, followed)
             policy = self._walk(limits, guide, np.where(moved, sigma, 0.0), rng)
