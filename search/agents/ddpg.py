@@ -6,9 +6,10 @@ Two things differ: what is stored is the action as executed, after the budget's 
 one wanted, so that the critic sees many actions with one outcome); and rewards are divided by their moving spread.
 
 The joint agent differs further, to learn from 200 trials: it opens with policies that calibration suggests; no wall holds its walks
-back, the finished policy gives in evenly instead, so that late layers do not pay for early ones; rewards are ranked; every second
-walk explores around the best one so far; and the actor is drawn to that one too, as Fujimoto and Gu 2021, "A minimalist approach
-to offline reinforcement learning", have it for actions of a data set.
+back, the finished policy gives in evenly instead, so that late layers do not pay for early ones; rewards are ranked; and the actor
+is drawn to the best walk so far, as Fujimoto and Gu 2021, "A minimalist approach to offline reinforcement learning", have it for
+actions of a data set. Its walks follow that best one but for a few steps, drawn at random, where in turn the actor decides or noise
+does: where the budget is tight, noise at every step spoils any good policy, as a mutation of every gene would.
 """
 
 import copy
@@ -28,8 +29,12 @@ from tightrope.search.agents.aim import Aim
 from tightrope.search.agents.opening import Opening
 from tightrope.search.env import CompressionEnv, reward
 from tightrope.search.trial import Trial
+from tightrope.spaces.budget import Limits
 from tightrope.spaces.errors import BudgetError, ConfigError
 from tightrope.spaces.policy import Policy
+
+_ROUNDS = 4  # of the programmes that a guess takes
+_TRIES = 4  # walks drawn until one ends with a policy that is new
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +46,10 @@ class Settings:
         warmup: trials before the actor is asked, None for a fifth of those planned.
         guided: whether the warm-up is an `Opening`; else it is of random walks.
         noise: standard deviation of the exploration after the warm-up.
-        last_noise: the same at the last trial planned; it falls by the same factor each trial.
-        decay: that factor, if not by `last_noise`.
-        elite: walks, the best so far, that the actor imitates too; every second walk has its noise around one of them.
-        imitation: weight of that against the critic's advice.
+        decay: factor by which it falls each trial.
+        elite: walks, the best so far, one of which each walk follows and the actor imitates; with 0 the actor decides every step.
+        moved: chance of each step to leave the walk that is followed; one step always does.
+        imitation: weight of the imitation against the critic's advice.
         discount: weight of the next step's value. The reward stands at every step, so that with 0 each step learns the
             outcome of its walk and with 1, as AMC has it, the sum over the steps that follow.
         hidden: units of each of two layers; the papers have 300, which cost twice as much time and need smaller steps.
@@ -66,14 +71,14 @@ class Settings:
     wall: bool = False
     warmup: int | None = None
     guided: bool = True
-    noise: float = 0.1
-    last_noise: float = 0.03
-    decay: float | None = None
+    noise: float = 0.15
+    decay: float = 1.0
     elite: int = 1
+    moved: float = 0.05
     imitation: float = 1.0
     discount: float = 0.0
     updates: float = 1.0
-    most: int | None = 32
+    most: int | None = 16
     memory: int = 400
     momentum: float | None = None
     cheaper: float = 0.1
@@ -88,7 +93,7 @@ class DDPG:
         self._problem, self._env = problem, CompressionEnv(problem, states=s.states, reward=s.reward, wall=s.wall)
         self._aim, self._even = Aim(problem, cheaper=s.cheaper), problem.even
         self._warmup = s.warmup if s.warmup is not None else max(8, problem.trials // 5)
-        self._opening = Opening(problem, self._warmup, s.spread)
+        self._opening = Opening(problem, self._warmup, s.spread, rounds=_ROUNDS)
         states, generator = len(self._env.features), torch.Generator().manual_seed(problem.seed)
         self._actor = _network(states, s.hidden, generator, nn.Sigmoid())
         self._critic = _network(states + 1, s.hidden, generator)
@@ -97,24 +102,39 @@ class DDPG:
         self._critic_step = torch.optim.Adam(self._critic.parameters(), s.critic_lr, fused=True)
         self._walks: list[tuple[NDArray[np.float32], NDArray[np.float32], float]] = []  # d x f states, d actions, reward
         self._elite: list[tuple[NDArray[np.float32], NDArray[np.float32], float]] = []  # the best of them
+        self._told: set[Policy] = set()
         self._mean, self._square = 0.0, 0.0
         self._losses: dict[str, float] = {}
 
     def ask(self, number: int) -> Policy:
-        rng = self._problem.rng(number)
+        rng, s = self._problem.rng(number), self._settings
         limits = self._aim.limits(rng)
         d, sigma = self._problem.space.dimension, self._sigma(number)
-        guide: NDArray[Any] | None = None  # what stands in for the actor
         if number < self._warmup:
-            if self._settings.guided:
-                return self._opening.ask(number, rng, limits)
-            guide, sigma = rng.random(d), 0.0
-        elif self._elite and number % 2:
-            guide = self._elite[rng.integers(len(self._elite))][1]
+            return self._opening.ask(number, rng, limits) if s.guided else self._walk(limits, rng.random(d), np.zeros(d), rng)
+        if not self._elite:
+            return self._walk(limits, np.full(d, np.nan), np.full(d, sigma), rng)
+        for attempt in range(_TRIES):
+            followed = self._elite[rng.integers(len(self._elite))][1]
+            moved = rng.random(d) < s.moved * 2**attempt
+            moved[rng.integers(d)] = True
+            guide = np.where(moved & (number % 2 == 0), np.nan, followed)
+            policy = self._walk(limits, guide, np.where(moved, sigma, 0.0), rng)
+            if policy not in self._told:
+                break
+        return policy
+
+    def _walk(self, limits: Limits, guide: NDArray[Any], sigma: NDArray[Any], rng: np.random.Generator) -> Policy:
+        """The policy that a walk ends with.
+
+        Args:
+            guide: `d`-dim, the action of each step; NaN where the actor decides.
+            sigma: `d`-dim, noise of each step.
+        """
         state, _ = self._env.reset(options={"limits": limits})
-        for step in range(d):
-            mean = self._act(state) if guide is None else float(guide[step])
-            state, _, done, _, info = self._env.step([_noisy(mean, sigma, rng) if sigma else mean])
+        for given, noise in zip(guide, sigma, strict=True):
+            mean = self._act(state) if np.isnan(given) else float(given)
+            state, _, done, _, info = self._env.step([_noisy(mean, noise, rng) if noise else mean])
         assert done
         policy: Policy = info["policy"]
         return policy
@@ -126,6 +146,7 @@ class DDPG:
             return
         worth, keep = reward(self._problem, trial.score, trial.cost, self._settings.reward), self._settings.momentum
         point = self._problem.space.encode(trial.policy)
+        self._told.add(trial.policy)
         self._walks = [*self._walks, (self._env.observe_walk(point), point.astype(np.float32), worth)][-self._settings.memory :]
         self._elite = sorted([*self._elite, self._walks[-1]], key=lambda walk: -walk[2])[: self._settings.elite]
         if keep is not None:
@@ -141,12 +162,8 @@ class DDPG:
         return self._losses
 
     def _sigma(self, number: int) -> float:
-        """The noise of a trial; it falls from `noise` at the end of the warm-up to `last_noise` at the last trial planned."""
-        s = self._settings
-        if s.decay is not None:
-            return float(s.noise * s.decay ** max(0, number - self._warmup))
-        done = (number - self._warmup) / max(1, self._problem.trials - 1 - self._warmup)
-        return float(s.noise * (s.last_noise / s.noise) ** min(1.0, max(0.0, done)))
+        """The noise of a trial."""
+        return float(self._settings.noise * self._settings.decay ** max(0, number - self._warmup))
 
     def _act(self, state: NDArray[np.float32]) -> float:
         """The actor's action."""
@@ -193,7 +210,7 @@ class DDPG:
 
 _PAPERS: dict[str, Any] = {
     "discount": 1.0, "hidden": 300, "batch": 64, "actor_lr": 1e-4, "critic_lr": 1e-3, "momentum": 0.95, "noise": 0.5,
-    "last_noise": 0.02, "cheaper": 0.0, "wall": True, "elite": 0, "most": None,
+    "cheaper": 0.0, "wall": True, "elite": 0, "most": None,
 }  # fmt: skip
 
 

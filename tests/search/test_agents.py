@@ -296,6 +296,11 @@ class TestDDPG:
         assert np.mean(values[-15:]) > np.mean(values[:16]) + 10
         assert np.max(values[16:]) >= np.max(values[:16])
 
+    def test_rarely_asks_for_a_policy_again(self) -> None:
+        problem = make_problem(Jagged(), "latency<=0.15x", trials=80)
+        policies = [t.policy for t in play(problem, make("ddpg", problem, {"hidden": 16, "updates": 0.1}), 80)]
+        assert len({*policies[16:]} - {*policies[:16]}) >= 45
+
 
 class TestTPE:
     def test_beats_random_where_the_budget_is_tight(self) -> None:
