@@ -150,7 +150,8 @@ class Cell:
     def _run(self, agent: str, seed: int, trials: int, folder: Path) -> list[Row]:
         name, _, start = agent.partition("+")
         executor = Inline(lambda payload: self.first)
-        if (folder / "trials.jsonl").exists():
+        journal = folder / "trials.jsonl"
+        if journal.exists() and b"\n" in journal.read_bytes():  # else it was stopped before its first line
             study = Study.resume(folder, self.space, self.device)
         else:
             study = Study.start(
