@@ -9,8 +9,8 @@ MatMulNBits, 4 and 2 bits, accuracy level 4, blocks of 128 and 32, the better co
 int8: the better of oneDNN on inputs already quantised to u8 and fbgemm on float32, per-channel weights.
 
 A value named `..._vs_...` is our time over the peer's: below 1 is faster. `..._vnni_share` is of the rate at which VNNI multiplies
-on registers alone, and exceeds 1 where a machine has AMX, which multiplies eight times as fast; `..._read_share`, of one row, of the
-rate at which memchr reads memory of the size of the 4-bit weight.
+on registers alone, and exceeds 1 where a machine has AMX, which multiplies eight times as fast; `..._read_share`, of one row, of
+the rate at which memchr reads memory of the size of the 4-bit weight.
 """
 
 from __future__ import annotations
