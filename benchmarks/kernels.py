@@ -6,7 +6,8 @@ One thread; thread CPU time; all contestants of a shape take turns of 1.5 ms or 
 round, so that clock and neighbours hit them alike; the median of the rounds is compared. Ours is called through its
 torch operator, on float32 in and out, group 128 (`row`: one scale a channel). Peers: torch fp32; ONNX Runtime fp32; its
 MatMulNBits, 4 and 2 bits, accuracy level 4, blocks of 128 and 32, the better counts, its session call on bound buffers;
-int8: the better of oneDNN on inputs already quantised to u8 and fbgemm on float32, per-channel weights.
+int8: the better of oneDNN on inputs already quantised to u8 and fbgemm on float32, per-channel weights. `int8_linear` is the module
+that a net on `torch-cpu` has for 8 bits and many rows, on u8 too: it calls oneDNN.
 
 A value named `..._vs_...` is our time over the peer's: below 1 is faster. `..._vnni_share` is of the rate at which VNNI multiplies
 on registers alone, and exceeds 1 where a machine has AMX, which multiplies eight times as fast; `..._read_share`, of one row, of
@@ -35,7 +36,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tightrope.compressors import _kernels, kernels
 from tightrope.compressors.kernels.linear import QuantLinear, groups_of
-from tightrope.compressors.kernels.onednn import QuantConv2d
+from tightrope.compressors.kernels.onednn import Int8Linear, QuantConv2d
 from tightrope.compressors.kernels.ops import quantize
 
 Call = Callable[[], object]
@@ -138,6 +139,9 @@ def linears(m: int, k: int, n: int, rounds: int) -> dict[str, float]:
     calls: dict[str, Call] = {
         name: partial(op, x, layer.packed, layer.bias, n, layer.bits, layer.group) for name, layer in layers.items()
     }
+    codes = torch.randint(0, 256, (n, k), dtype=torch.uint8)
+    called = Int8Linear.from_codes(codes, torch.rand(n) / 100, torch.randn(n), x_scale=0.05, x_zero=128)
+    calls["int8_linear"] = partial(called, torch.randint(0, 256, (m, k), dtype=torch.uint8))
     work: list[float] = []
     read = b"\7" * layers["w4"].packed.numel()
     calls |= {"read": partial(read.find, b"\1")} if m == 1 else {}
@@ -153,7 +157,7 @@ def linears(m: int, k: int, n: int, rounds: int) -> dict[str, float]:
     peak = work[-1] / us["peak"] / 1e3  # Gop/s
     times = ", ".join(f"{name} {time_us:.1f} us" for name, time_us in us.items() if name != "peak")
     print(f"\n{m}x{k}x{n}: peak {peak:.0f} Gop/s; {times}")
-    found = {}
+    found = {f"int8_linear_{m}x{k}x{n}_vs_int8": us["int8_linear"] / peers["int8"]}
     for name, layer in layers.items():
         shape = f"{name}_{m}x{k}x{n}"
         for peer, time_us in peers.items():
