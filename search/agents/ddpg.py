@@ -33,6 +33,7 @@ from tightrope.spaces.budget import Limits
 from tightrope.spaces.errors import BudgetError, ConfigError
 from tightrope.spaces.policy import Policy
 
+_ROUNDS = 4  # of the programmes that a guess takes
 _TRIES = 4  # walks drawn until one ends with a policy that is new
 
 
@@ -92,7 +93,7 @@ class DDPG:
         self._problem, self._env = problem, CompressionEnv(problem, states=s.states, reward=s.reward, wall=s.wall)
         self._aim, self._even = Aim(problem, cheaper=s.cheaper), problem.even
         self._warmup = s.warmup if s.warmup is not None else max(8, problem.trials // 5)
-        self._opening = Opening(problem, self._warmup, s.spread)
+        self._opening = Opening(problem, self._warmup, s.spread, rounds=_ROUNDS)
         states, generator = len(self._env.features), torch.Generator().manual_seed(problem.seed)
         self._actor = _network(states, s.hidden, generator, nn.Sigmoid())
         self._critic = _network(states + 1, s.hidden, generator)

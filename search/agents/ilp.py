@@ -46,8 +46,8 @@ class ILP:
         guesses: trials that weigh the kinds of loss, where the space knows it; None for a tenth of those planned, at least 6.
         sensitivities: trials that measure instead, None for as many as there are decisions, at most a quarter of those planned.
         moved: decisions that each of them moves, None for as many as let every decision be moved twice.
-        rounds: programmes that a guess takes at most, each around the solution of the one before: what bits cost depends on widths,
-            so that costs told around a narrow net say little of a wide one.
+        rounds: programmes that a guess takes, each around the solution of the one before: what bits cost depends on widths, so that
+            costs told around a narrow net say little of a wide one.
         certain: one programme in so many takes the regression at its mean.
         reach: most decisions that a programme changes, as a share of all.
         cheaper: share of the trials that aim below the budget.
@@ -55,7 +55,7 @@ class ILP:
 
     def __init__(
         self, problem: Problem, *, guesses: int | None = None, sensitivities: int | None = None, moved: int | None = None,
-        rounds: int = 4, certain: int = 3, reach: float = 0.5, cheaper: float = 0.1,
+        rounds: int = 1, certain: int = 3, reach: float = 0.5, cheaper: float = 0.1,
     ) -> None:  # fmt: skip
         self._problem, self._aim, self._even = problem, Aim(problem, cheaper=cheaper), problem.even
         d, known = problem.space.dimension, bool(problem.space.losses)
@@ -87,9 +87,7 @@ class ILP:
             reach = 1.0 if guessing else self._reach * _REACH[number % len(_REACH)]
             policy = self._best()
             for _ in range(self._rounds if guessing else 1):
-                around, policy = policy, self._programme(policy, weights, limits, reach)
-                if policy == around:
-                    break
+                policy = self._programme(policy, weights, limits, reach)
             if policy not in self._told:
                 return policy
         return self._measure(number, rng, limits)

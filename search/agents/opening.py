@@ -19,11 +19,12 @@ class Opening:
     Args:
         trials: how many the opening has; half of those behind the even policies are guesses.
         spread: standard deviation of points, in [0,1]^d.
+        rounds: of `ILP`, for its guesses.
     """
 
-    def __init__(self, problem: Problem, trials: int, spread: float) -> None:
+    def __init__(self, problem: Problem, trials: int, spread: float, rounds: int = 1) -> None:
         self._problem, self._even, self._trials, self._spread = problem, problem.even, trials, spread
-        self._guesses = ILP(problem, guesses=trials) if problem.space.losses else None
+        self._guesses = ILP(problem, guesses=trials, rounds=rounds) if problem.space.losses else None
         self._aim = Aim(problem)
 
     def ask(self, number: int, rng: np.random.Generator, limits: Limits) -> Policy:
