@@ -26,7 +26,11 @@ struct Avx512 {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(v)));
   }
   static std::uint32_t sum(U v) noexcept {
-    return static_cast<std::uint32_t>(_mm512_reduce_add_epi32(reinterpret_cast<__m512i>(v)));
+    const __m512i all = reinterpret_cast<__m512i>(v);  // not by _mm512_reduce_add_epi32, whose sums are signed
+    const __m256i eight = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    return static_cast<std::uint32_t>(_mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1))));
   }
   static U merge(U code, U plane, U mask) noexcept {  // code | (plane & mask)
     return reinterpret_cast<U>(_mm512_ternarylogic_epi32(reinterpret_cast<__m512i>(code),
