@@ -147,7 +147,6 @@ class TestOrtCpu(DeviceContract):
         assert "left out of the latency table" in warning and torn.name in warning
         told = [c.latency_ms for c in other.estimate_many(network, policies)]
         assert told == pytest.approx([sum(other.known(network).fitted.shares(p)) for p in policies], rel=1e-6)
-        assert np.median(np.abs(told / np.array([c.latency_ms for c in device.estimate_many(network, policies)]) - 1)) < 0.02
         assert torn.read_bytes() == before  # nothing was timed anew
 
     def test_a_policy_outside_of_the_space_is_refused(self, device: OrtCpu, network: Network) -> None:
