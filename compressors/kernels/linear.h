@@ -98,7 +98,8 @@ struct Linear {
 
 // Quantised input: signed codes, `count` rows of `stride` bytes padded with zeros, the value of a code in each row, and
 // for every segment and row what zero points take away: the sum of the codes as a float (it is below 2^24, so exact);
-// and that by the middle code, negative, where dot products start, or 0 where the weight has its own zero points.
+// and that by the middle code, negative, where dot products start, or 0 where the weight has its own zero points. There is
+// memory for codes of a multiple of kMatrixBlock rows.
 struct QuantizedRows {
   std::size_t count;
   std::int8_t* codes;

@@ -53,7 +53,7 @@ def test_a_repeated_policy_is_scored_once_but_told_each_time(tmp_path: Path) -> 
     assert [t.number for t in study.trials] == list(range(40)) == [t.number for t in journal.read(tmp_path).trials]
 
 
-def test_trials_and_agents_have_one_thread_of_blas() -> None:
+def test_trials_have_one_thread_of_blas() -> None:
     def threads() -> set[int]:
         return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
