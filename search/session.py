@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tightrope.estimators.threads import one_blas_thread
 from tightrope.search import config as configs
 from tightrope.search.config import Config
 from tightrope.search.distribute import Executor, pool
@@ -52,6 +53,7 @@ class Setting:
         return isinstance(self.device, Measured)
 
 
+@one_blas_thread()
 def set_up(task: Task, config: Config, progress: Quiet | None = None, *, tables: bool = True) -> Setting:
     """Trace and calibrate the model, make the device ready (its latency table is built at first use) and lay out the space.
 

@@ -104,6 +104,9 @@ class Patterns:
     def __init__(self, network: Network, trees: Mapping[str, Tree], leaves: Sequence[tuple[Pattern, ...]], seen: Any) -> None:
         self.network, self.trees, self.leaves, self.seen = network, dict(trees), list(leaves), [frozenset(s) for s in seen]
         self.sights, self._extents = Sights(network), Extents(network)
+        self._seen = np.zeros((len(self.seen), 1 + max((v for s in self.seen for v in s), default=0) + 1), np.bool_)
+        for row, values in zip(self._seen, self.seen, strict=True):
+            row[[*values]] = True  # the last place stands for what is larger
         known = dict.fromkeys(pattern for leaf in leaves for pattern in leaf)
         self._forms = list(dict.fromkeys(form for _, forms in known for form in forms))
         column, place = {form: i for i, form in enumerate(self._forms)}, {pattern: i for i, pattern in enumerate(known)}
@@ -113,8 +116,9 @@ class Patterns:
 
     def tells(self, sights: IntArray) -> NDArray[np.bool_]:
         """Which policies show nothing that did not occur where this was learnt, `b`-dim."""
-        known = [np.isin(column, [*seen]) for column, seen in zip(sights.T, self.seen, strict=True)]
-        return np.all(known, axis=0) if known else np.ones(len(sights), np.bool_)
+        shown = self._seen[np.arange(len(self._seen)), np.minimum(sights, self._seen.shape[1] - 1)]
+        found: NDArray[np.bool_] = np.all(shown, axis=1)
+        return found
 
     def ends(self, sights: IntArray) -> IntArray:
         """The leaf that every layer and operator comes to, `owners x b`."""

@@ -193,6 +193,7 @@ class DDPG:
             self._critic_step.zero_grad(set_to_none=True)
             critic_loss.backward()  # type: ignore[no-untyped-call]
             self._critic_step.step()
+            self._critic.requires_grad_(False)  # it only advises
             advice = self._critic(torch.cat([state, self._actor(state)], 1))
             actor_loss = -advice.mean()
             if best is not None:  # Fujimoto and Gu 2021, equation 5
@@ -202,8 +203,10 @@ class DDPG:
             self._actor_step.zero_grad(set_to_none=True)
             actor_loss.backward()
             self._actor_step.step()
-            _follow(self._slow_actor, self._actor, s.tau)
-            _follow(self._slow_critic, self._critic, s.tau)
+            self._critic.requires_grad_(True)
+            if s.discount:
+                _follow(self._slow_actor, self._actor, s.tau)
+                _follow(self._slow_critic, self._critic, s.tau)
         if updates:
             self._losses |= {"critic": float(critic_loss.detach()), "actor": float(actor_loss.detach())}
 

@@ -1,6 +1,7 @@
 """The ONNX writer: what it writes runs as integers in ONNX Runtime and agrees with a slow fake-quantised reference."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,43 @@ def test_all_integer_layers_run_as_integers(name: str) -> None:
     check(model, NETS[name].network, policy)
     kinds = {node.op_type for node in optimised(model).graph.node}
     assert not kinds & {"Conv", "FusedConv", "Gemm"}
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("bits", [2, 5])
+def test_activations_below_8_bits_are_looked_up(name: str, bits: int) -> None:
+    """From the 8 bits of a point to a layer's own by a table, once for all that read them, as by decoding, clipping, quantising."""
+    choices = {x: replace(c, act_bits=bits) for x, c in space(name).uniform(1, (8, 8)).choices}
+    policy = Policy.make(NETS[name].network, choices=choices)
+    model, _, _ = written(name, policy)
+    check(model, NETS[name].network, policy)
+    tables = [node for node in model.graph.node if node.op_type == "QLinearLeakyRelu"]
+    assert tables
+    assert len({(node.input[0], node.input[3]) for node in tables}) == len(tables)
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    del plain.graph.node[:]
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "QLinearLeakyRelu":
+            before, after = node.input[:3], node.input[3:]
+            scale, zero = (constants[name] for name in after)
+            ends = [(code - np.float32(zero)) * scale for code in (0, 2**bits - 1)]
+            limits = [f"{node.output[0]}_{i}" for i in (0, 1)]
+            plain.graph.initializer.extend(
+                onnx.numpy_helper.from_array(np.float32(end), name) for end, name in zip(ends, limits, strict=True)
+            )
+            plain.graph.node.extend(
+                [
+                    onnx.helper.make_node("DequantizeLinear", before, [node.output[0] + "_real"]),
+                    onnx.helper.make_node("Clip", [node.output[0] + "_real", *limits], [node.output[0] + "_within"]),
+                    onnx.helper.make_node("QuantizeLinear", [node.output[0] + "_within", *after], [node.output[0]]),
+                ]
+            )
+        else:
+            plain.graph.node.append(node)
+    x = images()
+    np.testing.assert_array_equal(run(model, x), run(plain, x))
 
 
 def test_adds_of_points_are_integer() -> None:
