@@ -180,7 +180,7 @@ class DDPG:
         else:
             scaled = ((worths - self._mean) / max(self._square**0.5, 1e-6)).clip(-3, 3)
         rewards = torch.from_numpy(scaled.astype(np.float32))
-        best = [torch.from_numpy(np.stack([w[i] for w in self._elite])) for i in (0, 1)] if self._elite else None
+        best = [torch.from_numpy(np.concatenate([w[i] for w in self._elite])) for i in (0, 1)] if self._elite else None
         for _ in range(updates):
             walk, step = (torch.from_numpy(rng.integers(n, size=s.batch)) for n in (len(self._walks), steps))
             state, action, target = states[walk, step], actions[walk, step, None], rewards[walk, None]
@@ -197,9 +197,10 @@ class DDPG:
             advice = self._critic(torch.cat([state, self._actor(state)], 1))
             actor_loss = -advice.mean()
             if best is not None:  # Fujimoto and Gu 2021, equation 5
-                chosen = torch.from_numpy(rng.integers(len(best[0]), size=s.batch))
-                away = self._actor(best[0][chosen, step]) - best[1][chosen, step, None]
-                actor_loss = actor_loss / advice.detach().abs().mean() + s.imitation * away.square().mean()
+                chosen = torch.from_numpy(rng.integers(len(self._elite), size=s.batch))
+                often = torch.bincount(chosen * steps + step, minlength=len(best[0])) / s.batch  # each step is looked at once
+                away = self._actor(best[0])[:, 0] - best[1]
+                actor_loss = actor_loss / advice.detach().abs().mean() + s.imitation * (often * away.square()).sum()
             self._actor_step.zero_grad(set_to_none=True)
             actor_loss.backward()
             self._actor_step.step()
