@@ -16,7 +16,7 @@ from scipy.optimize import nnls
 from tightrope.estimators.encode import Encoder
 from tightrope.estimators.measured import rapl
 from tightrope.estimators.measured.apart import T
-from tightrope.estimators.measured.clock import CHUNK, Float, Timed, low_quartile, noise_floor, time_rounds
+from tightrope.estimators.measured.clock import CHUNK, QUARTILE, Float, Timed, low_quartile, noise_floor, time_rounds
 from tightrope.estimators.measured.grid import Design, Ints, design
 from tightrope.estimators.measured.nodes import Key, bytes_of
 from tightrope.estimators.measured.patterns import Patterns, Told, learn
@@ -31,7 +31,8 @@ from tightrope.spaces.space import Space
 
 MET, PLAIN, ANCHORS = 1000, 500, 40
 """Policies that are lowered to find the nodes to time, others that show what is common, and nets that are built to fit the sum."""
-PASSES, NODE_ROUNDS, NET_ROUNDS = 3, 7, 14  # passes over all that is timed, and rounds in each
+PASSES, NODE_ROUNDS, NET_ROUNDS = 3, 9, 28  # passes over all that is timed, and rounds in each
+DENSE_TURNS = 3  # of the dense net in each round: its noise is in every ratio
 CHUNK_NETS, CHUNK_BYTES = 8, 256 << 20
 MOST_NOISE, TRIES = 0.10, 3  # of the reference before anything is timed, and how often it is looked at
 SURE = 0.9  # of the interval
@@ -44,7 +45,7 @@ REMEMBERED = 4096  # policies whose nodes are kept
 FEW = 8  # policies that are costed one by one
 PER_MS = 1e9  # times are added as whole picoseconds, so that a sum does not depend on its order
 Progress = Callable[[int, int], None]
-Run = Callable[[Callable[[], tuple[int, Float, float, float]]], tuple[int, Float, float, float]]
+Run = Callable[[Callable[[], Any]], Any]
 log = logging.getLogger(__name__)
 
 
@@ -164,25 +165,25 @@ class Fitted:
 
     def _time_nets(self, policies: Mapping[str, Policy], rng: np.random.Generator, run: Run) -> Iterator[int]:
         """The same for whole nets, by their policies' JSON, each chunk beside the dense net."""
-        for chosen, samples, reference, empty in self._beside_dense([*policies.values()], rng, run):
+        for chosen, dense, samples, reference, empty in self._beside_dense([*policies.values()], rng, run):
             names = [[*policies][i] for i in chosen]
-            self.table.add_nets(names, samples[:, 1:], reference, empty, float(low_quartile(samples[:, :1])[0]))
+            self.table.add_nets(names, samples, reference, empty, dense)
             yield len(chosen)
 
     def _beside_dense(
         self, policies: Sequence[Policy], rng: np.random.Generator, run: Run
-    ) -> Iterator[tuple[list[int], Float, float, float]]:  # fmt: skip
-        """Time nets in chunks of random order: indices of a chunk's policies, and what `rounds_of` gives for dense and them."""
+    ) -> Iterator[tuple[list[int], float, Float, float, float]]:  # fmt: skip
+        """Time nets in chunks of random order: indices of a chunk's policies, the dense net's time, and what `rounds_of` says."""
         order = rng.permutation(len(policies)).tolist()
         for start in range(0, len(order), CHUNK_NETS):
             chosen = order[start : start + CHUNK_NETS]
-            _, samples, reference, empty = run(partial(self._nets, [policies[i] for i in chosen], rng.spawn(1)[0]))
-            yield chosen, samples, reference, empty
+            yield chosen, *run(partial(self._nets, [policies[i] for i in chosen], rng.spawn(1)[0]))
 
-    def _nets(self, policies: Sequence[Policy], rng: np.random.Generator) -> tuple[int, Float, float, float]:
-        """The number of policies, and what `rounds_of` says of the dense net and theirs."""
-        nets = [self.runtime.net(p) for p in (self.space.dense, *policies)]
-        return len(policies), *rounds_of(nets, NET_ROUNDS, rng, self.runtime.steady())
+    def _nets(self, policies: Sequence[Policy], rng: np.random.Generator) -> tuple[float, Float, float, float]:
+        """The dense net's time, and what `rounds_of` says of the policies' nets in the same rounds."""
+        dense, *nets = (self.runtime.net(p) for p in (self.space.dense, *policies))
+        samples, reference, empty = rounds_of([dense] * DENSE_TURNS + nets, NET_ROUNDS, rng, self.runtime.steady())
+        return float(np.percentile(samples[:, :DENSE_TURNS], QUARTILE)), samples[:, DENSE_TURNS:], reference, empty
 
     @one_blas_thread()
     def timed(self, policies: Sequence[Policy], *, seed: int = 0) -> tuple[Float, float]:
@@ -193,9 +194,9 @@ class Fitted:
         """
         rng, ratios = np.random.default_rng(seed), [list[Float]() for _ in policies]
         for _ in range(PASSES):
-            for chosen, samples, _, empty in self._beside_dense(policies, rng, inline):
-                own = (samples - empty) / (low_quartile(samples[:, :1])[0] - empty)
-                for index, column in zip(chosen, own[:, 1:].T, strict=True):
+            for chosen, dense, samples, _, empty in self._beside_dense(policies, rng, inline):
+                own = (samples - empty) / (dense - empty)
+                for index, column in zip(chosen, own.T, strict=True):
                     ratios[index].append(column)
         first, last = (np.array([low_quartile(passes[i][:, None])[0] for passes in ratios]) for i in (0, -1))
         times = self.table.dense_ms * np.array([pooled([p.tolist() for p in passes]) for passes in ratios])
