@@ -129,7 +129,10 @@ class _Buffer:
 
 
 def block_bytes(order: Sequence[Node]) -> int:
-    """Bytes of the block in which all tensors between nodes lie: each is put into the gap that it fills best, or behind all."""
+    """Bytes of the block in which all tensors between nodes lie: each is put into the gap that it fills best, or behind all.
+
+    What is behind all, up to where the block ends so far, is a gap too.
+    """
     begun: dict[int, list[_Buffer]] = {}
     for buffer in _buffers(order):
         begun.setdefault(buffer.first, []).append(buffer)
@@ -144,6 +147,9 @@ def block_bytes(order: Sequence[Node]) -> int:
                 if left >= 0 and (least is None or left < least):
                     start, place, least = before, i, left
                 before = end
+            left = most - before - size
+            if least is not None and 0 <= left < least:
+                start, place = before, len(there)
             there.insert(place, (start, start + size, buffer.last))
             most = max(most, start + size)
         there = [x for x in there if x[2] > step]
