@@ -37,7 +37,7 @@ class LayerStatistics:
 
     `covariance` is `f x f`, centred: of all features where they are at most `MOST_PATCH` (`patches`), else of the input
     channels alone; `groups x f x f` for grouped and depthwise convolutions. It is None beyond `MOST_CHANNELS` channels. `mean`
-    has all features, of one group after the other; `rows` some inputs.
+    has all features, of one group after the other; `rows` some inputs, none where there are groups.
     """
 
     covariance: NDArray[np.float64] | None
@@ -136,7 +136,8 @@ class _Layer:
         deviation = (self.out[2] / self.out[0] - out_mean.square()).clamp_min(0).sqrt()
         if self.centre is not None:
             mean = mean + self.centre.double()
-        rows = torch.cat(self.rows)[:ROWS] if self.rows else torch.zeros(0, self.groups * self.features)
+        factorised = self.rows and self.groups == 1  # the others have no ranks
+        rows = torch.cat(self.rows)[:ROWS] if factorised else torch.zeros(0, self.groups * self.features)
         return LayerStatistics(
             covariance,
             mean.numpy(),
