@@ -33,6 +33,7 @@ MET, PLAIN, ANCHORS = 1000, 500, 40
 """Policies that are lowered to find the nodes to time, others that show what is common, and nets that are built to fit the sum."""
 PASSES, NODE_ROUNDS, NET_ROUNDS = 3, 9, 28  # passes over all that is timed, and rounds in each
 DENSE_TURNS = 3  # of the dense net in each round: its noise is in every ratio
+CARE = 3  # times as many rounds for nets that predictions are held against
 CHUNK_NETS, CHUNK_BYTES = 8, 256 << 20
 MOST_NOISE, TRIES = 0.10, 3  # of the reference before anything is timed, and how often it is looked at
 SURE = 0.9  # of the interval
@@ -171,18 +172,18 @@ class Fitted:
             yield len(chosen)
 
     def _beside_dense(
-        self, policies: Sequence[Policy], rng: np.random.Generator, run: Run
-    ) -> Iterator[tuple[list[int], float, Float, float, float]]:  # fmt: skip
+        self, policies: Sequence[Policy], rng: np.random.Generator, run: Run, care: int = 1
+    ) -> Iterator[tuple[list[int], float, Float, float, float]]:
         """Time nets in chunks of random order: indices of a chunk's policies, the dense net's time, and what `rounds_of` says."""
         order = rng.permutation(len(policies)).tolist()
         for start in range(0, len(order), CHUNK_NETS):
             chosen = order[start : start + CHUNK_NETS]
-            yield chosen, *run(partial(self._nets, [policies[i] for i in chosen], rng.spawn(1)[0]))
+            yield chosen, *run(partial(self._nets, [policies[i] for i in chosen], rng.spawn(1)[0], care))
 
-    def _nets(self, policies: Sequence[Policy], rng: np.random.Generator) -> tuple[float, Float, float, float]:
+    def _nets(self, policies: Sequence[Policy], rng: np.random.Generator, care: int) -> tuple[float, Float, float, float]:
         """The dense net's time, and what `rounds_of` says of the policies' nets in the same rounds."""
         dense, *nets = (self.runtime.net(p) for p in (self.space.dense, *policies))
-        samples, reference, empty = rounds_of([dense] * DENSE_TURNS + nets, NET_ROUNDS, rng, self.runtime.steady())
+        samples, reference, empty = rounds_of([dense] * DENSE_TURNS + nets, NET_ROUNDS, rng, self.runtime.steady(), care)
         return float(np.percentile(samples[:, :DENSE_TURNS], QUARTILE)), samples[:, DENSE_TURNS:], reference, empty
 
     @one_blas_thread()
@@ -194,7 +195,7 @@ class Fitted:
         """
         rng, ratios = np.random.default_rng(seed), [list[Float]() for _ in policies]
         for _ in range(PASSES):
-            for chosen, dense, samples, _, empty in self._beside_dense(policies, rng, inline):
+            for chosen, dense, samples, _, empty in self._beside_dense(policies, rng, inline, CARE):
                 own = (samples - empty) / (dense - empty)
                 for index, column in zip(chosen, own.T, strict=True):
                     ratios[index].append(column)

@@ -29,14 +29,14 @@ def steady_nodes() -> list[Timed]:
 
 
 def rounds_of(
-    runners: Sequence[Timed], rounds: int, rng: np.random.Generator, steady: Sequence[Timed]
+    runners: Sequence[Timed], rounds: int, rng: np.random.Generator, steady: Sequence[Timed], care: int = 1
 ) -> tuple[Float, float, float]:
     """Samples, `rounds x runners`, and the times of the reference (all of `steady` but its last) and of an empty call (its last).
 
-    All fall in the same rounds. There are fewer where one of them takes long, and at least six.
+    All fall in the same rounds: `care` times `rounds`, but fewer where one of them takes long, and at least six.
     """
     first = time_rounds([*runners, *steady], 1, rng)
-    rounds = max(LEAST_ROUNDS, min(rounds, int(CHUNK_SECONDS * 1e3 / (2 * first.sum()))))
+    rounds = max(LEAST_ROUNDS, care * min(rounds, int(CHUNK_SECONDS * 1e3 / (2 * first.sum()))))
     samples = time_rounds([*runners, *steady], rounds, rng)
     *reference, empty = low_quartile(samples[:, len(runners) :]).tolist()
     return samples[:, : len(runners)], sum(reference) - len(reference) * empty, empty
