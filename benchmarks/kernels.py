@@ -271,17 +271,16 @@ def packed_excess_bytes() -> float:
     return float(excess)
 
 
-def avx2(rounds: int) -> dict[str, float]:
-    """W4 at 128x1024x1024 on the AVX2 path, over torch fp32 on all that this CPU has and on AVX2 too: processes of their own."""
+def without_avx512(rounds: int) -> dict[str, float]:
+    """W4 at 128x1024x1024 on the AVX2 paths, over torch fp32 on all that this CPU has and on AVX2 too: processes of their own."""
     command = [sys.executable, __file__, "--one-ratio", str(rounds)]
+    limited = {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     found = {}
-    for peer, limits in {
-        "torch": {},
-        "torch_avx2": {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
-    }.items():
-        env = os.environ | {"TIGHTROPE_ISA": "avx2"} | limits
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-        found[f"avx2_w4_128x1024x1024_vs_{peer}"] = float(done.stdout)
+    for isa in (name for name in ("avx2", "avxvnni") if name in kernels.isas()):
+        for peer, limits in {"torch": {}, "torch_avx2": limited}.items():
+            env = os.environ | {"TIGHTROPE_ISA": isa} | limits
+            done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+            found[f"{isa}_w4_128x1024x1024_vs_{peer}"] = float(done.stdout)
     return found
 
 
@@ -311,12 +310,11 @@ def main() -> None:
             found |= linears(*shape, rounds)
         found |= convolutions(rounds)
         found["call_cost_us"] = call_cost(rounds)
-        if "avx2" in kernels.isas():
-            found |= avx2(rounds)
+        found |= without_avx512(rounds)
         found["clip_resnet18_vs_torch"] = clipping(4 if args.quick else 16)
         found["packed_excess_bytes"] = packed_excess_bytes()
     for name, value in found.items():
-        if name.startswith(("call", "avx2", "clip", "packed")):
+        if name.startswith(("call", "avx", "clip", "packed")):
             print(f"{name} {value:.3f}")
     if args.json:
         units = {"call_cost_us": "us", "packed_excess_bytes": "bytes"}

@@ -1,7 +1,7 @@
 """Compiled kernels on low-bit codes, over NumPy arrays; `linear` and `ops` put them behind torch.
 
 Importing this loads no torch. Where the compiled module is missing, the NumPy twins in `reference` do the work, which
-is said once in the log. `TIGHTROPE_ISA=portable|avx2|avx512|amx` forces one instruction set.
+is said once in the log. `TIGHTROPE_ISA=portable|avx2|avxvnni|avx512|amx` forces one instruction set.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 
 
 def isa() -> str:
-    """The instruction set in use: "amx", "avx512", "avx2", "portable", or "numpy" where nothing is compiled.
+    """The instruction set in use: "amx", "avx512", "avxvnni", "avx2", "portable", or "numpy" where nothing is compiled.
 
     Raises:
         RuntimeError: `TIGHTROPE_ISA` names an instruction set that is unknown or that this machine has not got.
@@ -50,7 +50,7 @@ def isa() -> str:
 
 def isas() -> tuple[str, ...]:
     """Every instruction set that this machine runs, the fastest first."""
-    return tuple(n for n in ("amx", "avx512", "avx2", "portable") if _kernels.has_isa(n)) if _COMPILED else ()
+    return tuple(n for n in ("amx", "avx512", "avxvnni", "avx2", "portable") if _kernels.has_isa(n)) if _COMPILED else ()
 
 
 def packed_size_bytes(n: int, bits: int) -> int:

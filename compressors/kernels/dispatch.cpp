@@ -36,6 +36,7 @@ const Kernels* kernels_named(const char* name) noexcept {
 #if TIGHTROPE_X86
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (std::strcmp(name, "avx2") == 0 && avx2) return &avx2_kernels();
+  if (std::strcmp(name, "avxvnni") == 0 && avx2 && __builtin_cpu_supports("avxvnni")) return &avxvnni_kernels();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512vnni");
@@ -52,12 +53,12 @@ namespace {
 const Kernels& choose() {
   if (const char* asked = std::getenv("TIGHTROPE_ISA"); asked != nullptr && *asked != '\0') {
     if (const Kernels* found = kernels_named(asked)) return *found;
-    for (const char* known : {"amx", "avx512", "avx2"})
+    for (const char* known : {"amx", "avx512", "avxvnni", "avx2"})
       if (std::strcmp(asked, known) == 0)
         throw std::runtime_error(std::string("TIGHTROPE_ISA=") + asked + ": this machine has no such instructions");
-    throw std::runtime_error(std::string("TIGHTROPE_ISA must be portable, avx2, avx512 or amx, got '") + asked + "'");
+    throw std::runtime_error(std::string("TIGHTROPE_ISA must be portable, avx2, avxvnni, avx512 or amx, got '") + asked + "'");
   }
-  for (const char* name : {"amx", "avx512", "avx2"})
+  for (const char* name : {"amx", "avx512", "avxvnni", "avx2"})
     if (const Kernels* found = kernels_named(name)) return *found;
   return portable_kernels();
 }

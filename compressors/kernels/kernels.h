@@ -54,6 +54,7 @@ struct Kernels {
 const Kernels& portable_kernels() noexcept;
 const Kernels& avx2_kernels() noexcept;
 const Kernels& avx512_kernels() noexcept;
+const Kernels& avxvnni_kernels() noexcept;
 const Kernels& amx_kernels() noexcept;
 
 // The same over many elements, on up to `threads` threads.

@@ -43,7 +43,7 @@ void unpack(Array<const std::uint8_t, Flat> packed, int bits, Array<std::uint8_t
 const Kernels& table(const std::string& isa) {
   if (isa.empty()) return kernels();
   const Kernels* found = kernels_named(isa.c_str());
-  require(found != nullptr, "isa must be portable, avx2, avx512 or amx, and one that this machine has");
+  require(found != nullptr, "isa must be portable, avx2, avxvnni, avx512 or amx, and one that this machine has");
   return *found;
 }
 

@@ -151,7 +151,7 @@ void test_histogram() {
 int main() {
   test_bits();
   test_histogram();
-  for (const char* name : {"amx", "avx512", "avx2", "portable"})
+  for (const char* name : {"amx", "avx512", "avxvnni", "avx2", "portable"})
     if (const Kernels* isa = kernels_named(name)) {
       test_clipping(*isa);
       test_codes(*isa);

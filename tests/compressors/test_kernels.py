@@ -156,7 +156,7 @@ def test_the_environment_forces_an_instruction_set(isa: str) -> None:
 
 def test_an_unknown_instruction_set_is_an_error() -> None:
     done = run("from tightrope.compressors import kernels; kernels.isa()", TIGHTROPE_ISA="sse9")
-    assert "TIGHTROPE_ISA must be portable, avx2, avx512 or amx, got 'sse9'" in done.stderr
+    assert "TIGHTROPE_ISA must be portable, avx2, avxvnni, avx512 or amx, got 'sse9'" in done.stderr
 
 
 def test_without_the_compiled_module_numpy_does_it_and_says_so_once() -> None:
