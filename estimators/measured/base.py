@@ -129,7 +129,7 @@ class Measured:
         """What a policy costs, peak RAM too, with the share of each node."""
         policy.check(network)
         cost, fitted = self.estimate_many(network, [policy])[0], self.known(network).fitted
-        units, each = [], float(fitted.weights[3])
+        units, each = [], float(fitted.weights[-1])
         for index, ((key, layer), time) in enumerate(zip(fitted.lowered(policy), fitted.shares(policy), strict=True)):
             kind = key[0].partition("{")[0]
             units.append(UnitCost(f"{kind}_{index}", layer, kind, time, overhead_ms=each))

@@ -40,6 +40,8 @@ SURE = 0.9  # of the interval
 POWER_SECONDS = 1.0  # of CPU time in which power is measured
 SPILL = 2 << 20  # bytes of tensors beyond which a node is out of a core's own caches, alone otherwise than in a net
 MOVING = re.compile(r"(com\.microsoft\.nchwc:)?(Reorder(In|Out)put|Transpose|QuantizeLinear|DequantizeLinear)\{")
+PRODUCT = re.compile(r"(com\.microsoft(\.nchwc)?:)?(Fused)?(Conv|Gemm|MatMul)\{")
+KINDS = 4
 ALIKE = 0.3  # weight of the wish that all kinds of nodes have one scale
 LEAST_NETS = 8
 REMEMBERED = 4096  # policies whose nodes are kept
@@ -81,7 +83,7 @@ class Runtime(Protocol):
 class Fitted:
     """Times of policies of one space in a runtime.
 
-    Latency is the sum of the nodes' times, each kind of nodes (`kinds`) with a scale of its own, plus `weights[3]` per node.
+    Latency is the sum of the nodes' times, each kind of nodes (`kinds`) with a scale of its own, plus the last weight per node.
     Alone, a small node that only moves values finds them in the nearest cache, where a net has left them further off; and a large
     one reads and writes what is out of all caches of the core, where in a net the node before has left part of it.
 
@@ -244,10 +246,10 @@ class Fitted:
         """Milliseconds of each node of a policy as it is lowered, which add up to its latency."""
         keys = [key for key, _ in self.lowered(policy)]
         scales = [float(self.weights[kinds(family, np.array([sizes], np.int64))[0]]) for family, sizes in keys]
-        return [scale * time + float(self.weights[3]) for scale, time in zip(scales, self.times(policy), strict=True)]
+        return [scale * time + float(self.weights[-1]) for scale, time in zip(scales, self.times(policy), strict=True)]
 
     def features(self, policies: Sequence[Policy], batch: Batch) -> Float:
-        """The sum of times in milliseconds of each kind of nodes, and the number of all, `b x 4`.
+        """The sum of times in milliseconds of each kind of nodes, and the number of all, `b x (KINDS + 1)`.
 
         Nodes of the space that the probes did not enclose are timed now.
 
@@ -255,18 +257,18 @@ class Fitted:
             DeviceError: a node is outside of what was timed, and the policy outside of the space.
         """
         if self.patterns is None:
-            found = np.full((len(batch), 4), np.nan)
+            found = np.full((len(batch), KINDS + 1), np.nan)
         else:
             found = self._few(self.patterns, batch) if len(batch) <= FEW else self._many(self.patterns, batch)
         for i in np.flatnonzero(np.isnan(found).any(axis=1)).tolist():  # shows what no probe did, or has nodes that were not timed
             self.times(policies[i])
             found[i] = self._sum([key for key, _ in self.lowered(policies[i])])
-        return found / [PER_MS, PER_MS, PER_MS, 1.0]
+        return found / [*[PER_MS] * KINDS, 1.0]
 
     def _many(self, patterns: Patterns, batch: Batch) -> Float:
         """Picoseconds and number of nodes, NaN where they cannot be told."""
         flat = patterns(batch)
-        found = np.zeros((len(batch), 4))
+        found = np.zeros((len(batch), KINDS + 1))
         by_family: dict[str, list[tuple[Ints, Ints]]] = {}
         for place, who in flat.who.items():
             family, columns = patterns.patterns[place]
@@ -278,7 +280,7 @@ class Fitted:
             kind = kinds(family, sizes)
             for one in np.unique(kind).tolist():
                 found[:, one] += np.bincount(who, np.where(kind == one, times, 0.0), len(batch))
-            found[:, 3] += np.bincount(who, minlength=len(batch))
+            found[:, KINDS] += np.bincount(who, minlength=len(batch))
         found[~flat.told] = np.nan
         return found
 
@@ -286,7 +288,7 @@ class Fitted:
         """The same, quicker for single policies."""
         sights = patterns.sights(batch)
         told, sizes = patterns.tells(sights), patterns.columns(batch).tolist()
-        found = np.full((len(batch), 4), np.nan)
+        found = np.full((len(batch), KINDS + 1), np.nan)
         for i in np.flatnonzero(told).tolist():
             row = sizes[i]
             found[i] = self._sum([(f, tuple([row[c] for c in columns])) for f, columns in patterns.of(sights[i].tolist())])
@@ -294,7 +296,7 @@ class Fitted:
 
     def _sum(self, keys: Sequence[Key]) -> list[float]:
         """Picoseconds of each kind of nodes, and the number of all."""
-        found = [0.0, 0.0, 0.0, float(len(keys))]
+        found = [0.0] * KINDS + [float(len(keys))]
         for key in keys:
             if key not in self._picoseconds:
                 sizes = np.array([key[1]], np.int64)
@@ -399,9 +401,11 @@ def surely(errors: Sequence[Sequence[float]]) -> float:
 def kinds(family: str, sizes: Ints) -> Ints:
     """The kind of each node of a family at `n x k` sizes.
 
-    2 where its tensors take more bytes than a core's own caches; else 1 where it only changes layout or precision, 0 otherwise.
+    2 where its tensors take more bytes than a core's own caches; else 1 where it only changes layout or precision, 3 where it
+    multiplies in floating point, and 0 otherwise. Of each kind a node alone takes another share of its time in a net.
     """
-    found = np.full(len(sizes), int(MOVING.match(family) is not None))
+    kind = 1 if MOVING.match(family) else 3 if PRODUCT.match(family) else 0
+    found = np.full(len(sizes), kind)
     if len(sizes) and bytes_of(family, sizes.max(axis=0, keepdims=True))[0] > SPILL:
         found[bytes_of(family, sizes) > SPILL] = 2
     return found

@@ -266,4 +266,6 @@ def test_what_a_node_holds_is_counted_in_bytes() -> None:
     assert kinds(RELU, large).tolist() == [0, 2] and kinds(RELU, large[:1]).tolist() == [0]
     assert kinds("com.microsoft.nchwc:ReorderInput{channels_last=0}(f:1,*,9,9)->f:1,*,9,9", large).tolist() == [1, 2]
     assert kinds("Transpose{perm=[0,2,3,1]}(u:1,*,9,9)->u:1,9,9,*", large[:1]).tolist() == [1]
+    for product in ("Gemm{}(f:1,*)->f:1,*", "com.microsoft.nchwc:Conv{}(f:1,*)->f:1,*", "com.microsoft:FusedConv{}(f:1,*)->f:1,*"):
+        assert kinds(product, np.array([[8, 8]])).tolist() == [3]
     assert kinds("com.microsoft:QLinearAdd{}(u:1,*;u:1,*)->u:1,*", np.array([[8, 8, 8]])).tolist() == [0]
