@@ -47,11 +47,6 @@ struct Avx512 {
     return reinterpret_cast<I>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(codes),
                                                    reinterpret_cast<__m512i>(a)));
   }
-  // Sums of kQuads quads before they join `total`: here none are kept apart.
   template <int Bits>
-  struct Short {
-    static constexpr int kQuads = 1;
-    void add(int, I& total, U codes, I a) noexcept { total = dot<Bits>(total, codes, a); }
-    void flush(I&) noexcept {}
-  };
+  using Short = Direct<Avx512, Bits>;
 };

@@ -13,6 +13,7 @@
 namespace tightrope {
 namespace {
 
+#include "direct.inl"
 #include "avx512.inl"
 
 // The numbers of tiles are part of an instruction.

@@ -13,6 +13,7 @@
 namespace tightrope {
 namespace {
 
+#include "direct.inl"
 #include "avx512.inl"
 
 using Isa = Avx512;

@@ -13,6 +13,7 @@
 namespace tightrope {
 namespace {
 
+#include "direct.inl"
 #include "avx2.inl"
 
 struct Isa : Avx2 {
@@ -24,13 +25,8 @@ struct Isa : Avx2 {
     return reinterpret_cast<I>(_mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(sum), reinterpret_cast<__m256i>(codes),
                                                        reinterpret_cast<__m256i>(a)));
   }
-  // Sums of kQuads quads before they join `total`: here none are kept apart.
   template <int Bits>
-  struct Short {
-    static constexpr int kQuads = 1;
-    void add(int, I& total, U codes, I a) noexcept { total = dot<Bits>(total, codes, a); }
-    void flush(I&) noexcept {}
-  };
+  using Short = Direct<Isa, Bits>;
 };
 
 #include "clip.inl"

@@ -11,6 +11,8 @@
 namespace tightrope {
 namespace {
 
+#include "direct.inl"
+
 struct Isa {
   static constexpr int kLanes = 4;
   typedef float F __attribute__((vector_size(16)));
@@ -50,13 +52,8 @@ struct Isa {
     return sum + (reinterpret_cast<I>(reinterpret_cast<U>(even) << 16) >> 16) + (even >> 16) +
            (reinterpret_cast<I>(reinterpret_cast<U>(odd) << 16) >> 16) + (odd >> 16);
   }
-  // Sums of kQuads quads before they join `total`: here none are kept apart.
   template <int Bits>
-  struct Short {
-    static constexpr int kQuads = 1;
-    void add(int, I& total, U codes, I a) noexcept { total = dot<Bits>(total, codes, a); }
-    void flush(I&) noexcept {}
-  };
+  using Short = Direct<Isa, Bits>;
 };
 
 #include "clip.inl"
