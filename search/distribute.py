@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Payload = Mapping[str, NDArray[Any]]
 Job = tuple[int, Policy, Rival | None]
 PATIENCE_SECONDS = 180.0
+BEGINNING_SECONDS = 5.0  # in which workers that are being built may get ready before they are let go
 _log = logging.getLogger(__name__)
 
 
@@ -303,6 +304,8 @@ class RayPool:
         if self._feeder.is_alive():
             self._events.put(None)
             self._feeder.join()
+        beginning = [future for future, (_, job, _) in self._busy.items() if job is None]
+        wait(beginning, BEGINNING_SECONDS)  # Ray may keep the core of a worker that is killed while it starts
         for actor in [*self._idle, *(entry[0] for entry in self._busy.values())]:
             self._ray.kill(actor)
         self._idle, self._busy = [], {}
