@@ -46,12 +46,15 @@ class Batch(Sequence[Policy]):
         widths = np.repeat(dense[None], len(policies), axis=0)
         choices = np.zeros((len(policies), len(layers), 4), np.int64)
         choices[:] = DENSE.weight_bits, DENSE.act_bits, 0, 0
+        form = {name: i for i, name in enumerate(FORMS)}
         try:
             if any(p.network != fingerprint for p in policies):
                 raise KeyError
             # flat lists: a tuple for each entry would have the garbage collector look at everything there is
             kept = [groups[g] for p in policies for g, _ in p.widths], [w for p in policies for _, w in p.widths]
             done, what = [layers[x] for p in policies for x, _ in p.choices], [c for p in policies for _, c in p.choices]
+            known = {id(c): c for c in what}  # most are alike, and read once
+            read = np.array([(c.weight_bits, c.act_bits, c.rank or 0, form[c.form]) for c in known.values()], np.int64)
         except KeyError:
             for policy in policies:
                 policy.check(network)
@@ -63,11 +66,8 @@ class Batch(Sequence[Policy]):
                 for policy in policies:
                     policy.check(network)
         if what:
-            known = {id(c): c for c in what}  # most are alike, and read once
             at = {key: i for i, key in enumerate(known)}
-            table = np.array([(c.weight_bits, c.act_bits, c.rank or 0, FORMS.index(c.form)) for c in known.values()], np.int64)
-            read = table[[at[key] for key in map(id, what)]]
-            choices[np.repeat(places, [len(p.choices) for p in policies]), done] = read
+            choices[np.repeat(places, [len(p.choices) for p in policies]), done] = read[[at[key] for key in map(id, what)]]
         return Batch(network, widths, *np.moveaxis(choices, 2, 0))
 
     def __len__(self) -> int:

@@ -69,7 +69,7 @@ class _Writer:
         self.graph = self.model.graph
         self.values: dict[str, _Value] = {}
         self.made: set[str] = set()  # names of initialisers
-        self.other: dict[tuple[str, float, int], str] = {}  # codes at another step, by their name, scale and bits
+        self.other: dict[tuple[str, tuple[float, int], int], str] = {}  # codes at another step, by their name, the step and bits
         self.count = 0
         dims = self.source.input[0].type.tensor_type.shape.dim
         self.batch = int(dims[0].dim_value) if dims else 1
@@ -248,10 +248,10 @@ class _Writer:
     def recoded(self, name: str, before: tuple[float, int] | None, step: tuple[float, int], bits: int) -> str:
         """u8 codes at another step, at most `2**bits - 1`.
 
-        A leaky ReLU of slope 1 changes nothing but the step, which ONNX Runtime looks up in a table of 256 codes: a quarter of the
-        time that decoding, clipping and quantising takes, with the same result. Layers that read the same share it.
+        A leaky ReLU of slope 1 changes nothing but the step, which ONNX Runtime looks up in a table of 256 codes: faster than
+        decoding, clipping and quantising, with the same result. Layers that read the same share it.
         """
-        key = name, step[0], bits
+        key = name, step, bits
         if key not in self.other:
             made = self.node("QLinearLeakyRelu", [name, *self.step(before), *self.step(step)], domain="com.microsoft", alpha=1.0)
             most = self.tensor(f"written/most_{2**bits - 1}", np.array(2**bits - 1, np.uint8))

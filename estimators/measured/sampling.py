@@ -10,7 +10,7 @@ from tightrope.spaces.policy import Policy
 from tightrope.spaces.space import Space
 
 LEAST_ROUNDS = 6
-CHUNK_SECONDS = 2.0  # about what a chunk may take; longer nodes are timed in fewer rounds
+CHUNK_SECONDS = 2.0  # about what a chunk may take, times the care; longer nodes are timed in fewer rounds
 REFERENCE = (
     ("com.microsoft.nchwc:Conv{kernel_shape=[3,3];pads=[1,1,1,1]}(f:1,32,28,28;=f:32,32,3,3;=f:32)->f:1,32,28,28", ()),
     ("com.microsoft:QLinearConv{channels_last=1;kernel_shape=[3,3];pads=[1,1,1,1]}"

@@ -220,3 +220,14 @@ def test_many_are_decoded_as_one_by_one(x: np.ndarray) -> None:
     again = Batch.of(NET, alone)
     assert again.keys() == keys and Batch.of(NET, batch) is batch
     assert len(SPACE.decode_many(x[:0])) == 0
+
+
+@pytest.mark.parametrize(
+    ("widths", "choices"),
+    [((), (("conv", Choice(rank=2, form="cp")),)), ((), (("nowhere", Choice(8, 8)),)), ((("nothing", 2),), ())],
+    ids=["form", "layer", "group"],
+)
+def test_what_no_array_can_hold_is_named(widths: tuple[tuple[str, int], ...], choices: tuple[tuple[str, Choice], ...]) -> None:
+    choices = tuple((NET.layers[0].name if name == "conv" else name, choice) for name, choice in choices)
+    with pytest.raises(PolicyError):
+        Batch.of(NET, [SPACE.dense, Policy(NET.fingerprint, widths, choices)])
