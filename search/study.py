@@ -56,6 +56,7 @@ class Study(Results):
         self._answers.update({t.policy: (t.score, t.failed, t.right) for t in self._kept.values()})
 
     @staticmethod
+    @one_blas_thread()
     def start(
         space: Space,
         device: Device,

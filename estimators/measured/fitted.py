@@ -16,7 +16,7 @@ from scipy.optimize import nnls
 from tightrope.estimators.encode import Encoder
 from tightrope.estimators.measured import rapl
 from tightrope.estimators.measured.apart import T
-from tightrope.estimators.measured.clock import CHUNK, QUARTILE, Float, Timed, low_quartile, noise_floor, time_rounds
+from tightrope.estimators.measured.clock import CHUNK, QUARTILE, Float, Timed, noise_floor, time_rounds
 from tightrope.estimators.measured.grid import Design, Ints, design
 from tightrope.estimators.measured.nodes import Key, bytes_of
 from tightrope.estimators.measured.patterns import Patterns, Told, learn
@@ -31,21 +31,28 @@ from tightrope.spaces.space import Space
 
 MET, PLAIN, ANCHORS = 1000, 500, 40
 """Policies that are lowered to find the nodes to time, others that show what is common, and nets that are built to fit the sum."""
-PASSES, NODE_ROUNDS, NET_ROUNDS = 3, 9, 28  # passes over all that is timed, and rounds in each
+PASSES, NODE_ROUNDS, NET_ROUNDS = 3, 9, 10  # passes over all that is timed, and rounds at a time
+TURNS = 3  # times that nets are timed in a pass, spread over it: what slows the dense net for seconds is in the ratios of these
 DENSE_TURNS = 3  # of the dense net in each round: its noise is in every ratio
-CARE = 3  # times as many rounds for nets that predictions are held against
+CARE = 3  # times as many passes for nets that predictions are held against
 CHUNK_NETS, CHUNK_BYTES = 8, 256 << 20
 MOST_NOISE, TRIES = 0.10, 3  # of the reference before anything is timed, and how often it is looked at
 SURE = 0.9  # of the interval
 POWER_SECONDS = 1.0  # of CPU time in which power is measured
 SPILL = 2 << 20  # bytes of tensors beyond which a node is out of a core's own caches, alone otherwise than in a net
-MOVING = re.compile(r"(com\.microsoft\.nchwc:)?(Reorder(In|Out)put|Transpose|QuantizeLinear|DequantizeLinear)\{")
-PRODUCT = re.compile(r"(com\.microsoft(\.nchwc)?:)?(Fused)?(Conv|Gemm|MatMul)\{")
-KINDS = 4
+MOVING = re.compile(
+    r"(com\.microsoft\.nchwc:)?(Reorder(In|Out)put|Transpose|QuantizeLinear|DequantizeLinear)\{"
+    r"|(quantize|dequantize|channels_last|contiguous)\{"
+)
+PRODUCT = re.compile(r"(com\.microsoft(\.nchwc)?:)?(Fused)?(Conv|Gemm|MatMul)\{|(Conv[123]d|Linear)\{")
+INTEGER = re.compile(r"(com\.microsoft:)?(QLinear(Conv|MatMul)|QGemm|(MatMul|Conv)Integer)\{|Quant(Conv|Linear)")
+KINDS = 6
+MOVES, WIDE_FLOATS, FLOATS, WIDE, INTEGERS = range(1, KINDS)
 ALIKE = 0.3  # weight of the wish that all kinds of nodes have one scale
 LEAST_NETS = 8
 REMEMBERED = 4096  # policies whose nodes are kept
 FEW = 8  # policies that are costed one by one
+TINY = 1e-12
 PER_MS = 1e9  # times are added as whole picoseconds, so that a sum does not depend on its order
 Progress = Callable[[int, int], None]
 Run = Callable[[Callable[[], Any]], Any]
@@ -83,9 +90,11 @@ class Runtime(Protocol):
 class Fitted:
     """Times of policies of one space in a runtime.
 
-    Latency is the sum of the nodes' times, each kind of nodes (`kinds`) with a scale of its own, plus the last weight per node.
-    Alone, a small node that only moves values finds them in the nearest cache, where a net has left them further off; and a large
-    one reads and writes what is out of all caches of the core, where in a net the node before has left part of it.
+    Latency is the sum of the nodes' times, each kind of nodes (`kinds`) with a scale of its own, plus what mixing costs, plus the
+    last weight per node. Alone, a small node that only moves values finds them in the nearest cache, where a net has left them
+    further off; and a large one reads and writes what is out of all caches of the core, where in a net the node before has left
+    part of it. And nets that multiply both integers and floating point take longer than either alone, on a processor whose matrix
+    unit does the integers by up to a fifth: with `i` and `f` milliseconds of each, in proportion to `i f / (i + f)`.
 
     Attributes:
         errors: relative errors of the predicted latency of the nets that were built to fit it, each left out of its fit.
@@ -130,12 +139,14 @@ class Fitted:
         self.table.note("patterns", patterns.to_json())
         self.table.declare(wanted)
         anchors = {json.dumps(p.to_json(), sort_keys=True): p for p in unique(mixed(self.space, rng, 2 * ANCHORS))[:ANCHORS]}
-        nodes = [self.table.missing(wanted, number + 1) for number in range(PASSES)]
-        nets = [[name for name in anchors if len(self.table.by_pass(name)) <= number] for number in range(PASSES)]
+        every = [self.table.missing(wanted, number + 1) for number in range(PASSES)]
+        nodes = [keys[turn::TURNS] for keys in every for turn in range(TURNS)]
+        nets = [[name for name in anchors if len(self.table.by_pass(name)) <= number] for number in range(PASSES * TURNS)]
         done, total = 0, sum(len(part) for part in nodes) + sum(len(part) for part in nets)
-        log.info("timing %d nodes of %d families, and %d nets, each %d times", len(nodes[-1]), len(wanted), len(nets[-1]), PASSES)
+        log.info("timing %d nodes of %d families %d times, and %d nets %d times",
+                 len(every[-1]), len(wanted), PASSES, len(nets[-1]), PASSES * TURNS)  # fmt: skip
         for keys, names in zip(nodes, nets, strict=True):
-            whole = self._time_nets({name: anchors[name] for name in names}, rng, self.runtime.apart)
+            whole = self._time_nets({name: anchors[name] for name in names}, rng)
             for chunk in chain(whole, self._time(keys, rng, self.runtime.apart)):
                 done += chunk
                 if progress is not None:
@@ -166,44 +177,48 @@ class Fitted:
             size += taken
         return len(runners), *rounds_of(runners, NODE_ROUNDS, rng, self.runtime.steady())
 
-    def _time_nets(self, policies: Mapping[str, Policy], rng: np.random.Generator, run: Run) -> Iterator[int]:
-        """The same for whole nets, by their policies' JSON, each chunk beside the dense net."""
-        for chosen, dense, samples, reference, empty in self._beside_dense([*policies.values()], rng, run):
-            names = [[*policies][i] for i in chosen]
-            self.table.add_nets(names, samples, reference, empty, dense)
+    def _time_nets(self, policies: Mapping[str, Policy], rng: np.random.Generator) -> Iterator[int]:
+        """The same for whole nets, by their policies' JSON, all of them apart."""
+        beside = partial(self._beside_dense, [*policies.values()], rng.spawn(1)[0])
+        for chosen, dense, samples, reference, empty in self.runtime.apart(lambda: [*beside()]):
+            self.table.add_nets([[*policies][i] for i in chosen], samples, reference, empty, dense)
             yield len(chosen)
 
     def _beside_dense(
-        self, policies: Sequence[Policy], rng: np.random.Generator, run: Run, care: int = 1
+        self, policies: Sequence[Policy], rng: np.random.Generator
     ) -> Iterator[tuple[list[int], float, Float, float, float]]:
-        """Time nets in chunks of random order: indices of a chunk's policies, the dense net's time, and what `rounds_of` says."""
+        """Time nets in chunks of random order, each beside the dense net.
+
+        Yields:
+            Indices of a chunk's policies, the dense net's time, and what `rounds_of` says of the others in the same rounds.
+        """
         order = rng.permutation(len(policies)).tolist()
         for start in range(0, len(order), CHUNK_NETS):
             chosen = order[start : start + CHUNK_NETS]
-            yield chosen, *run(partial(self._nets, [policies[i] for i in chosen], rng.spawn(1)[0], care))
-
-    def _nets(self, policies: Sequence[Policy], rng: np.random.Generator, care: int) -> tuple[float, Float, float, float]:
-        """The dense net's time, and what `rounds_of` says of the policies' nets in the same rounds."""
-        dense, *nets = (self.runtime.net(p) for p in (self.space.dense, *policies))
-        samples, reference, empty = rounds_of([dense] * DENSE_TURNS + nets, NET_ROUNDS, rng, self.runtime.steady(), care)
-        return float(np.percentile(samples[:, :DENSE_TURNS], QUARTILE)), samples[:, DENSE_TURNS:], reference, empty
+            dense, *nets = (self.runtime.net(p) for p in (self.space.dense, *(policies[i] for i in chosen)))
+            samples, reference, empty = rounds_of([dense] * DENSE_TURNS + nets, NET_ROUNDS, rng, self.runtime.steady())
+            whole = float(np.percentile(samples[:, :DENSE_TURNS], QUARTILE))
+            yield chosen, whole, samples[:, DENSE_TURNS:], reference, empty
 
     @one_blas_thread()
     def timed(self, policies: Sequence[Policy], *, seed: int = 0) -> tuple[Float, float]:
         """Build the nets of policies and time them beside the dense one, in passes over all of them.
 
         Returns:
-            Milliseconds on the table's scale, and the noise floor: how far the first and the last pass are apart on average.
+            Milliseconds on the table's scale, and the noise floor: how far the first and the last third of the passes are apart on
+            average.
         """
-        rng, ratios = np.random.default_rng(seed), [list[Float]() for _ in policies]
-        for _ in range(PASSES):
-            for chosen, dense, samples, _, empty in self._beside_dense(policies, rng, inline, CARE):
+        rng, ratios = np.random.default_rng(seed), [list[list[float]]() for _ in policies]
+        for _ in range(CARE * PASSES * TURNS):
+            for chosen, dense, samples, _, empty in self._beside_dense(policies, rng):
                 own = (samples - empty) / (dense - empty)
-                for index, column in zip(chosen, own.T, strict=True):
+                for index, column in zip(chosen, own.T.tolist(), strict=True):
                     ratios[index].append(column)
-        first, last = (np.array([low_quartile(passes[i][:, None])[0] for passes in ratios]) for i in (0, -1))
-        times = self.table.dense_ms * np.array([pooled([p.tolist() for p in passes]) for passes in ratios])
-        return times, float(np.mean(np.abs(first / last - 1)))
+        first, last, times = (
+            np.array([pooled(passes[part]) for passes in ratios])
+            for part in (slice(CARE * TURNS), slice(-CARE * TURNS, None), slice(None))
+        )  # fmt: skip
+        return self.table.dense_ms * times, float(np.mean(np.abs(first / last - 1)))
 
     def _fit(self) -> None:
         """One scale and one cost per node, nearest to the nets that were built, and the error when each is left out.
@@ -216,14 +231,14 @@ class Fitted:
                 f"fitting needs at least {LEAST_NETS} timed nets, the table has {len(pairs)}; move it away to measure anew"
             )
         policies = [self.space.dense, *(p.normal(self.network) for p, _ in pairs)]
-        features = self.features(policies, self.encode(policies))
+        features = columns(self.features(policies, self.encode(policies)))
         rows = features / np.array([1.0, *(ratio for _, ratio in pairs)])[:, None] / self.table.dense_ms
         dense, rows = np.repeat(rows[:1], len(pairs) // 4, axis=0), rows[1:]
         self.weights = nearest_sum(np.concatenate([rows, dense]))
         found = [float(rows[i] @ nearest_sum(np.concatenate([np.delete(rows, i, 0), dense]))) for i in range(len(rows))]
         self.errors = tuple(x - 1 for x in found)
         nets = zip(found, self.table.nets.items(), strict=True)
-        self.spread = surely([[abs(x * ratio / one - 1) for one in self.table.by_pass(name)] for x, (name, ratio) in nets])
+        self.spread = surely([[abs(x * ratio / one - 1) for one in self.table.by_pass(name, TURNS)] for x, (name, ratio) in nets])
         errors = [*self.table.learned().values()]
         self.learned = f", {len(errors)} kinds of nodes learned to {100 * float(np.mean(errors)):.1f} %" if errors else ""
         log.info("latency of %d nets left out one by one is predicted to %.1f %%%s",
@@ -239,14 +254,17 @@ class Fitted:
 
     def latency(self, policies: Sequence[Policy], batch: Batch) -> Float:
         """Milliseconds of policies, `b`-dim; `batch` has them as arrays."""
-        found: Float = (self.features(policies, batch) * self.weights).sum(axis=1)
+        found: Float = (columns(self.features(policies, batch)) * self.weights).sum(axis=1)
         return found
 
     def shares(self, policy: Policy) -> list[float]:
         """Milliseconds of each node of a policy as it is lowered, which add up to its latency."""
-        keys = [key for key, _ in self.lowered(policy)]
-        scales = [float(self.weights[kinds(family, np.array([sizes], np.int64))[0]]) for family, sizes in keys]
-        return [scale * time + float(self.weights[-1]) for scale, time in zip(scales, self.times(policy), strict=True)]
+        times = np.array(self.times(policy))
+        kind = np.array([kinds(family, np.array([sizes], np.int64))[0] for (family, sizes), _ in self.lowered(policy)])
+        floats, integers = np.isin(kind, (WIDE_FLOATS, FLOATS)), float(times[kind == INTEGERS].sum())
+        mixing = self.weights[KINDS] * integers / max(integers + float(times[floats].sum()), TINY)
+        found: list[float] = (times * (self.weights[kind] + mixing * floats) + self.weights[-1]).tolist()
+        return found
 
     def features(self, policies: Sequence[Policy], batch: Batch) -> Float:
         """The sum of times in milliseconds of each kind of nodes, and the number of all, `b x (KINDS + 1)`.
@@ -268,19 +286,19 @@ class Fitted:
     def _many(self, patterns: Patterns, batch: Batch) -> Float:
         """Picoseconds and number of nodes, NaN where they cannot be told."""
         flat = patterns(batch)
-        found = np.zeros((len(batch), KINDS + 1))
         by_family: dict[str, list[tuple[Ints, Ints]]] = {}
         for place, who in flat.who.items():
             family, columns = patterns.patterns[place]
             by_family.setdefault(family, []).append((who, columns))
+        rows, times = [np.zeros(0, np.int64)], [np.zeros(0)]  # each node's place in what is found, flat, and its time
         for family, parts in by_family.items():
             who = np.concatenate([w for w, _ in parts])
             sizes = np.concatenate([flat.sizes[w[:, None], columns] for w, columns in parts])
-            times = np.rint(self.table.times(family, sizes) * PER_MS)
-            kind = kinds(family, sizes)
-            for one in np.unique(kind).tolist():
-                found[:, one] += np.bincount(who, np.where(kind == one, times, 0.0), len(batch))
-            found[:, KINDS] += np.bincount(who, minlength=len(batch))
+            rows.append(who * (KINDS + 1) + kinds(family, sizes))
+            times.append(np.rint(self.table.times(family, sizes) * PER_MS))
+        row, count = np.concatenate(rows), len(batch)
+        found = np.asarray(np.bincount(row, np.concatenate(times), count * (KINDS + 1)), np.float64).reshape(count, KINDS + 1)
+        found[:, KINDS] = np.bincount(row // (KINDS + 1), minlength=count)
         found[~flat.told] = np.nan
         return found
 
@@ -401,24 +419,32 @@ def surely(errors: Sequence[Sequence[float]]) -> float:
 def kinds(family: str, sizes: Ints) -> Ints:
     """The kind of each node of a family at `n x k` sizes.
 
-    2 where its tensors take more bytes than a core's own caches; else 1 where it only changes layout or precision, 3 where it
-    multiplies in floating point, and 0 otherwise. Of each kind a node alone takes another share of its time in a net.
+    Those that multiply in floating point and those that do not are apart where a node's tensors take more bytes than a core's own
+    caches; of others, those that multiply in floating point, that multiply integers, that only change layout or precision, and the
+    rest (0). Of each kind a node alone takes another share of its time in a net.
     """
-    kind = 1 if MOVING.match(family) else 3 if PRODUCT.match(family) else 0
-    found = np.full(len(sizes), kind)
+    floats = PRODUCT.match(family) is not None
+    small = FLOATS if floats else MOVES if MOVING.match(family) else INTEGERS if INTEGER.match(family) else 0
+    found = np.full(len(sizes), small)
     if len(sizes) and bytes_of(family, sizes.max(axis=0, keepdims=True))[0] > SPILL:
-        found[bytes_of(family, sizes) > SPILL] = 2
+        found[bytes_of(family, sizes) > SPILL] = WIDE_FLOATS if floats else WIDE
     return found
+
+
+def columns(features: Float) -> Float:
+    """`features` with what mixing costs (`Fitted`) before the last, `n x (KINDS + 2)`."""
+    integers, floats = features[:, INTEGERS], features[:, FLOATS] + features[:, WIDE_FLOATS]
+    return np.insert(features, KINDS, integers * floats / np.maximum(integers + floats, TINY), axis=1)
 
 
 def nearest_sum(rows: np.ndarray, rounds: int = 30) -> np.ndarray:
     """Weights, none below zero, that bring `rows @ weights` nearest to one by the mean absolute error.
 
-    Least squares, repeated with each row weighed by the inverse of its error, so that single nets do not pull the rest. All but
-    the last weight are drawn to the first, so that they are one where the nets do not tell them apart.
+    Least squares, repeated with each row weighed by the inverse of its error, so that single nets do not pull the rest. The scales
+    of kinds are drawn to the first, so that they are one where the nets do not tell them apart.
     """
     heavy, count = np.ones(len(rows)), rows.shape[1]
-    alike = ALIKE * (np.eye(count)[1:-1] - np.eye(count)[0])
+    alike = ALIKE * (np.eye(count)[1:KINDS] - np.eye(count)[0])
     for _ in range(rounds):
         weights, _ = nnls(np.concatenate([rows * heavy[:, None], alike]), np.append(heavy, np.zeros(len(alike))))
         heavy = 1 / np.sqrt(np.maximum(np.abs(rows @ weights - 1), 1e-3))

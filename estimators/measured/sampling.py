@@ -10,7 +10,7 @@ from tightrope.spaces.policy import Policy
 from tightrope.spaces.space import Space
 
 LEAST_ROUNDS = 6
-CHUNK_SECONDS = 2.0  # about what a chunk may take, times the care; longer nodes are timed in fewer rounds
+CHUNK_SECONDS = 2.0  # about what a chunk may take; longer nodes are timed in fewer rounds
 REFERENCE = (
     ("com.microsoft.nchwc:Conv{kernel_shape=[3,3];pads=[1,1,1,1]}(f:1,32,28,28;=f:32,32,3,3;=f:32)->f:1,32,28,28", ()),
     ("com.microsoft:QLinearConv{channels_last=1;kernel_shape=[3,3];pads=[1,1,1,1]}"
@@ -29,14 +29,14 @@ def steady_nodes() -> list[Timed]:
 
 
 def rounds_of(
-    runners: Sequence[Timed], rounds: int, rng: np.random.Generator, steady: Sequence[Timed], care: int = 1
+    runners: Sequence[Timed], rounds: int, rng: np.random.Generator, steady: Sequence[Timed]
 ) -> tuple[Float, float, float]:
     """Samples, `rounds x runners`, and the times of the reference (all of `steady` but its last) and of an empty call (its last).
 
-    All fall in the same rounds: `care` times `rounds`, but fewer where one of them takes long, and at least six.
+    All fall in the same rounds: as many as `rounds`, but fewer where one of them takes long, and at least six.
     """
     first = time_rounds([*runners, *steady], 1, rng)
-    rounds = max(LEAST_ROUNDS, care * min(rounds, int(CHUNK_SECONDS * 1e3 / (2 * first.sum()))))
+    rounds = max(LEAST_ROUNDS, min(rounds, int(CHUNK_SECONDS * 1e3 / (2 * first.sum()))))
     samples = time_rounds([*runners, *steady], rounds, rng)
     *reference, empty = low_quartile(samples[:, len(runners) :]).tolist()
     return samples[:, : len(runners)], sum(reference) - len(reference) * empty, empty

@@ -299,9 +299,10 @@ class Table:
         (self.held if held else self.nets)[policy] = pooled(passes)
         self._dense.append(dense)
 
-    def by_pass(self, policy: str) -> list[float]:
-        """The ratio to the dense net of each pass in which a net was timed."""
-        return [pooled([samples]) for samples in self._ratios.get(policy, ())]
+    def by_pass(self, policy: str, turns: int = 1) -> list[float]:
+        """The ratio to the dense net of each pass in which a net was timed, a pass being so many `turns`."""
+        found = self._ratios.get(policy, [])
+        return [pooled(found[start : start + turns]) for start in range(0, len(found), turns)]
 
     @property
     def dense_ms(self) -> float:

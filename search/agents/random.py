@@ -13,10 +13,11 @@ class Random:
     """Policies drawn uniformly in the space, then made to fit the budget and to use it.
 
     Args:
-        cheaper: share of the trials that aim below the budget.
+        cheaper: share of the trials that aim below the budget. None, so that as a control it puts every trial where the best policy
+            under the budget is looked for.
     """
 
-    def __init__(self, problem: Problem, *, cheaper: float = 0.2) -> None:
+    def __init__(self, problem: Problem, *, cheaper: float = 0.0) -> None:
         self._problem, self._aim = problem, Aim(problem, cheaper=cheaper)
 
     def ask(self, number: int) -> Policy:

@@ -20,7 +20,7 @@ from tightrope.spaces import Network, Policy, Space
 from tightrope.spaces.errors import DeviceError
 
 NET = Handmade(resnet8)
-QUICK = {"MET": 300, "PLAIN": 200, "ANCHORS": 12, "PASSES": 2, "NODE_ROUNDS": 6, "NET_ROUNDS": 8}
+QUICK = {"MET": 300, "PLAIN": 200, "ANCHORS": 12, "PASSES": 2, "TURNS": 1, "NODE_ROUNDS": 6, "NET_ROUNDS": 8}
 
 
 class Source:
@@ -104,7 +104,7 @@ class TestOrtCpu(DeviceContract):
         assert table.read_bytes() == before
 
     def test_a_killed_preparation_goes_on(self, network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name, value in {"MET": 10, "PLAIN": 10, "ANCHORS": 8, "PASSES": 2, "NODE_ROUNDS": 2, "NET_ROUNDS": 2}.items():
+        for name, value in {**QUICK, "MET": 10, "PLAIN": 10, "ANCHORS": 8, "NODE_ROUNDS": 2, "NET_ROUNDS": 2}.items():
             monkeypatch.setattr(fitted, name, value)
         device, source = OrtCpu(), Source()
         space = Space.build(network, device.pairs, least_width=0.9, rank_shares=())

@@ -7,7 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tightrope.estimators.measured.fitted import kinds, nearest_sum, quiet, surely
+from tightrope.estimators.measured.fitted import (
+    FLOATS,
+    INTEGERS,
+    KINDS,
+    MOVES,
+    WIDE,
+    WIDE_FLOATS,
+    columns,
+    kinds,
+    nearest_sum,
+    quiet,
+    surely,
+)
 from tightrope.estimators.measured.grid import Axis, Grid, counted, design, output_column
 from tightrope.estimators.measured.nodes import bytes_of
 from tightrope.estimators.measured.table import Table, Untimed, designs, pooled
@@ -243,18 +255,21 @@ def test_the_interval_holds_where_each_net_has_an_error_of_its_own() -> None:
 
 def test_single_nets_do_not_pull_the_fit() -> None:
     rng = np.random.default_rng(0)
-    nodes, moves, large, count = *rng.uniform(0.1, 1, (3, 20)), rng.integers(20, 60, 20)
-    times = 1.1 * nodes + 1.3 * moves + 0.8 * large + 0.001 * count
+    features = np.zeros((40, KINDS + 1))
+    features[:, :-1], features[:, -1] = rng.uniform(0.1, 1, (40, KINDS)), rng.integers(20, 60, 40)
+    truth = np.array([1.1, 1.3, 0.8, 1.0, 0.6, 0.9, 0.5, 0.001])
+    integers, floats = features[:, INTEGERS], features[:, FLOATS] + features[:, WIDE_FLOATS]
+    times = np.insert(features, KINDS, integers * floats / (integers + floats), axis=1) @ truth
     times[3] *= 1.6
-    weights = nearest_sum(np.stack([nodes, moves, large, count], 1) / times[:, None])
-    assert weights == pytest.approx([1.1, 1.3, 0.8, 0.001], rel=0.03)
+    assert nearest_sum(columns(features) / times[:, None]) == pytest.approx(truth, rel=0.1)
 
 
 def test_a_kind_of_nodes_has_the_scale_of_the_others_where_no_net_tells() -> None:
     rng = np.random.default_rng(0)
-    nodes, count = rng.uniform(0.1, 1, 20), rng.integers(20, 60, 20)
-    rows = np.stack([nodes, np.zeros(20), np.zeros(20), count], 1) / (1.1 * nodes + 0.001 * count)[:, None]
-    assert nearest_sum(rows) == pytest.approx([1.1, 1.1, 1.1, 0.001], rel=0.03)
+    features = np.zeros((20, KINDS + 1))
+    features[:, 0], features[:, -1] = rng.uniform(0.1, 1, 20), rng.integers(20, 60, 20)
+    found = nearest_sum(columns(features) / (1.1 * features[:, 0] + 0.001 * features[:, -1])[:, None])
+    assert found == pytest.approx([1.1] * KINDS + [0.0, 0.001], rel=0.03)
 
 
 def test_what_a_node_holds_is_counted_in_bytes() -> None:
@@ -263,9 +278,20 @@ def test_what_a_node_holds_is_counted_in_bytes() -> None:
     assert bytes_of("Gemm{transB=1}(f:2,3;=f:4,3;=l:2=*,0)->f:2,4", np.array([[7]])).tolist() == [4 * (6 + 12 + 8) + 16]
     assert bytes_of(RELU, np.array([[8, 8], [16, 16]])).tolist() == [4 * 81 * 16, 4 * 81 * 32]
     large = np.array([[2000, 2000], [4000, 4000]])
-    assert kinds(RELU, large).tolist() == [0, 2] and kinds(RELU, large[:1]).tolist() == [0]
-    assert kinds("com.microsoft.nchwc:ReorderInput{channels_last=0}(f:1,*,9,9)->f:1,*,9,9", large).tolist() == [1, 2]
-    assert kinds("Transpose{perm=[0,2,3,1]}(u:1,*,9,9)->u:1,9,9,*", large[:1]).tolist() == [1]
-    for product in ("Gemm{}(f:1,*)->f:1,*", "com.microsoft.nchwc:Conv{}(f:1,*)->f:1,*", "com.microsoft:FusedConv{}(f:1,*)->f:1,*"):
-        assert kinds(product, np.array([[8, 8]])).tolist() == [3]
-    assert kinds("com.microsoft:QLinearAdd{}(u:1,*;u:1,*)->u:1,*", np.array([[8, 8, 8]])).tolist() == [0]
+    assert kinds(RELU, large).tolist() == [0, WIDE] and kinds(RELU, large[:1]).tolist() == [0]
+    assert kinds("com.microsoft.nchwc:ReorderInput{channels_last=0}(f:1,*,9,9)->f:1,*,9,9", large).tolist() == [MOVES, WIDE]
+    assert kinds("Gemm{}(f:1,*,9,9)->f:1,*,9,9", large).tolist() == [FLOATS, WIDE_FLOATS]
+
+
+@pytest.mark.parametrize(
+    ("kind", "operators"),
+    [
+        (MOVES, "Transpose QuantizeLinear com.microsoft.nchwc:ReorderOutput quantize channels_last"),
+        (FLOATS, "Gemm Conv com.microsoft:FusedConv com.microsoft.nchwc:Conv Conv2d Linear"),
+        (INTEGERS, "com.microsoft:QLinearConv com.microsoft:QGemm QLinearMatMul MatMulInteger QuantConv2d QuantLinear4"),
+        (0, "com.microsoft:QLinearAdd com.microsoft:MatMulNBits Relu aten.add.Tensor"),
+    ],
+)
+def test_operators_are_told_apart_by_what_they_do(kind: int, operators: str) -> None:
+    for operator in operators.split():
+        assert kinds(f"{operator}{{}}(f:1,*)->f:1,*", np.array([[8, 8]])).tolist() == [kind], operator

@@ -16,7 +16,7 @@ from tightrope.search.kernels import KernelSource
 from tightrope.spaces import Network, Policy, Space
 from tightrope.spaces.errors import DeviceError
 
-QUICK = {"MET": 200, "ANCHORS": 10, "PASSES": 1, "NODE_ROUNDS": 6, "NET_ROUNDS": 12}
+QUICK = {"MET": 200, "ANCHORS": 10, "PASSES": 1, "TURNS": 1, "NODE_ROUNDS": 6, "NET_ROUNDS": 12}
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from tightrope.search.progress import Quiet
 from tightrope.search.session import set_up
 from tightrope.spaces import Choice
 
-QUICK = {"MET": 60, "ANCHORS": 8, "PASSES": 1, "NODE_ROUNDS": 6, "NET_ROUNDS": 6}
+QUICK = {"MET": 60, "ANCHORS": 8, "PASSES": 1, "TURNS": 1, "NODE_ROUNDS": 6, "NET_ROUNDS": 6}
 SPACE = {"rank_shares": [0.25], "least_width": 0.5}
 
 
