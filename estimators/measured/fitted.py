@@ -56,6 +56,8 @@ TINY = 1e-12
 PER_MS = 1e9  # times are added as whole picoseconds, so that a sum does not depend on its order
 Progress = Callable[[int, int], None]
 Run = Callable[[Callable[[], Any]], Any]
+Beside = tuple[list[int], float, Float, float, float]
+"""Indices of policies whose nets were timed beside the dense one, its time, and what `rounds_of` says of them in the same rounds."""
 log = logging.getLogger(__name__)
 
 
@@ -179,19 +181,17 @@ class Fitted:
 
     def _time_nets(self, policies: Mapping[str, Policy], rng: np.random.Generator) -> Iterator[int]:
         """The same for whole nets, by their policies' JSON, all of them apart."""
-        beside = partial(self._beside_dense, [*policies.values()], rng.spawn(1)[0])
-        for chosen, dense, samples, reference, empty in self.runtime.apart(lambda: [*beside()]):
+        for chosen, dense, samples, reference, empty in self._apart([*policies.values()], rng):
             self.table.add_nets([[*policies][i] for i in chosen], samples, reference, empty, dense)
             yield len(chosen)
 
-    def _beside_dense(
-        self, policies: Sequence[Policy], rng: np.random.Generator
-    ) -> Iterator[tuple[list[int], float, Float, float, float]]:
-        """Time nets in chunks of random order, each beside the dense net.
+    def _apart(self, policies: Sequence[Policy], rng: np.random.Generator) -> list[Beside]:
+        """`_beside_dense`, away from what this process has in memory."""
+        own = rng.spawn(1)[0]
+        return self.runtime.apart(lambda: [*self._beside_dense(policies, own)])
 
-        Yields:
-            Indices of a chunk's policies, the dense net's time, and what `rounds_of` says of the others in the same rounds.
-        """
+    def _beside_dense(self, policies: Sequence[Policy], rng: np.random.Generator) -> Iterator[Beside]:
+        """Time nets in chunks of random order, each beside the dense net."""
         order = rng.permutation(len(policies)).tolist()
         for start in range(0, len(order), CHUNK_NETS):
             chosen = order[start : start + CHUNK_NETS]
@@ -210,7 +210,7 @@ class Fitted:
         """
         rng, ratios = np.random.default_rng(seed), [list[list[float]]() for _ in policies]
         for _ in range(CARE * PASSES * TURNS):
-            for chosen, dense, samples, _, empty in self._beside_dense(policies, rng):
+            for chosen, dense, samples, _, empty in self._apart(policies, rng):
                 own = (samples - empty) / (dense - empty)
                 for index, column in zip(chosen, own.T.tolist(), strict=True):
                     ratios[index].append(column)
