@@ -57,7 +57,7 @@ PER_MS = 1e9  # times are added as whole picoseconds, so that a sum does not dep
 Progress = Callable[[int, int], None]
 Run = Callable[[Callable[[], Any]], Any]
 Beside = tuple[list[int], float, Float, float, float]
-"""Indices of policies whose nets were timed beside the dense one, its time, and what `rounds_of` says of them in the same rounds."""
+"""Indices of policies whose nets were timed beside the dense one, its time, and what `rounds_of` says of them in these rounds."""
 log = logging.getLogger(__name__)
 
 
