@@ -95,8 +95,9 @@ class Fitted:
     Latency is the sum of the nodes' times, each kind of nodes (`kinds`) with a scale of its own, plus what mixing costs, plus the
     last weight per node. Alone, a small node that only moves values finds them in the nearest cache, where a net has left them
     further off; and a large one reads and writes what is out of all caches of the core, where in a net the node before has left
-    part of it. And nets that multiply both integers and floating point take longer than either alone, on a processor whose matrix
-    unit does the integers by up to a fifth: with `i` and `f` milliseconds of each, in proportion to `i f / (i + f)`.
+    part of it. And a net that multiplies both integers and floating point takes longer than its parts, by up to a fifth where a
+    matrix unit does the integers (seen with AMX; why is not known): with `i` and `f` milliseconds of each alone, the more is in
+    proportion to `i f / (i + f)`.
 
     Attributes:
         errors: relative errors of the predicted latency of the nets that were built to fit it, each left out of its fit.
