@@ -6,7 +6,8 @@ time of the one thread that runs it, which a busy machine disturbs least; a mode
 
 import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from typing import Any, Protocol
 
@@ -78,16 +79,23 @@ class Runner:
 def time_rounds(runners: Sequence[Timed], rounds: int, rng: np.random.Generator) -> Float:
     """Milliseconds, `rounds x models`, each round in an order of its own."""
     found = np.empty((rounds, len(runners)))
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
+    with uncollected():
         for row in found:
             for index in rng.permutation(len(runners)).tolist():
                 row[index] = runners[index].visit() / 1e6
+    return found
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Python's collector of cycles is off: it looks through all that a process holds, a tenth of a second beside torch."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if enabled:
             gc.enable()
-    return found
 
 
 def low_quartile(samples: Float) -> Float:

@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from tightrope.estimators.measured.clock import QUARTILE
+from tightrope.estimators.measured.clock import QUARTILE, uncollected
 from tightrope.estimators.measured.grid import MOST_AXES, Axis, Design, Floats, Grid, Ints, Rule, Sizes, design
 from tightrope.estimators.measured.learned import Learned
 from tightrope.estimators.measured.nodes import Key
@@ -226,6 +226,7 @@ class Table:
 
     # --- reading --------------------------------------------------------------------------------------------------
 
+    @uncollected()
     def _read(self, path: Path) -> None:
         lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
         try:
@@ -271,9 +272,9 @@ class Table:
         samples, reference = fields.take("ms", list), fields.take("reference_ms", float)
         empty, more = fields.take("empty_ms", float), [fields.take(name, float) for name in others]
         numbers = [*samples, reference, empty, *more]
-        if not samples or any(isinstance(x, bool) or not isinstance(x, (int, float)) for x in numbers):
+        if not samples or not {*map(type, numbers)} <= {int, float}:
             raise FormatError(f"{fields.where}.ms must be a list of numbers, got {samples!r}")
-        if not all(math.isfinite(x) for x in numbers) or min(samples) < 0 or reference <= 0:
+        if not all(map(math.isfinite, numbers)) or min(samples) < 0 or reference <= 0:
             raise FormatError(f"{fields.where} must have finite times, none below zero, got {samples!r}")
         if math.isnan(self.base):
             self.base = reference
