@@ -77,7 +77,7 @@ class Runtime(Protocol):
         ...
 
     def apart(self, work: Callable[[], T]) -> T:
-        """Do work that builds and times units: in a process of its own if what it leaves in memory slows what runs after it."""
+        """Do work that builds and times units or nets: in a process of its own if what it leaves in memory slows what follows."""
         ...
 
     def net(self, policy: Policy) -> Timed:
@@ -144,7 +144,7 @@ class Fitted:
         anchors = {json.dumps(p.to_json(), sort_keys=True): p for p in unique(mixed(self.space, rng, 2 * ANCHORS))[:ANCHORS]}
         every = [self.table.missing(wanted, number + 1) for number in range(PASSES)]
         nodes = [keys[turn::TURNS] for keys in every for turn in range(TURNS)]
-        nets = [[name for name in anchors if len(self.table.by_pass(name)) <= number] for number in range(PASSES * TURNS)]
+        nets = [[name for name in anchors if self.table.turns(name) <= number] for number in range(PASSES * TURNS)]
         done, total = 0, sum(len(part) for part in nodes) + sum(len(part) for part in nets)
         log.info("timing %d nodes of %d families %d times, and %d nets %d times",
                  len(every[-1]), len(wanted), PASSES, len(nets[-1]), PASSES * TURNS)  # fmt: skip
@@ -222,7 +222,7 @@ class Fitted:
         return self.table.dense_ms * times, float(np.mean(np.abs(first / last - 1)))
 
     def _fit(self) -> None:
-        """One scale and one cost per node, nearest to the nets that were built, and the error when each is left out.
+        """The weights of `columns` that bring sums nearest to the nets that were built, and the error when each is left out.
 
         The dense net counts as much as a quarter of the others, since budgets are ratios to it.
         """
@@ -239,7 +239,7 @@ class Fitted:
         found = [float(rows[i] @ nearest_sum(np.concatenate([np.delete(rows, i, 0), dense]))) for i in range(len(rows))]
         self.errors = tuple(x - 1 for x in found)
         nets = zip(found, self.table.nets.items(), strict=True)
-        self.spread = surely([[abs(x * ratio / one - 1) for one in self.table.by_pass(name, TURNS)] for x, (name, ratio) in nets])
+        self.spread = surely([[abs(x * ratio / one - 1) for one in self.table.by_pass(name, PASSES)] for x, (name, ratio) in nets])
         errors = [*self.table.learned().values()]
         self.learned = f", {len(errors)} kinds of nodes learned to {100 * float(np.mean(errors)):.1f} %" if errors else ""
         log.info("latency of %d nets left out one by one is predicted to %.1f %%%s",

@@ -300,9 +300,15 @@ class Table:
         (self.held if held else self.nets)[policy] = pooled(passes)
         self._dense.append(dense)
 
-    def by_pass(self, policy: str, turns: int = 1) -> list[float]:
-        """The ratio to the dense net of each pass in which a net was timed, a pass being so many `turns`."""
-        found = self._ratios.get(policy, [])
+    def turns(self, policy: str) -> int:
+        """How often a net was timed."""
+        return len(self._ratios.get(policy, ()))
+
+    def by_pass(self, policy: str, passes: int) -> list[float]:
+        """The ratio to the dense net in each of so many passes, that the times a net was timed fall into; of each time if there
+        are no more."""
+        found = self._ratios[policy]
+        turns = max(1, len(found) // passes)
         return [pooled(found[start : start + turns]) for start in range(0, len(found), turns)]
 
     @property
