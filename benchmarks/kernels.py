@@ -2,12 +2,13 @@
 
     python benchmarks/kernels.py [--json FILE] [--quick]
 
-One thread; thread CPU time; all contestants of a shape take turns of 1.5 ms or a call, in an order that changes every
-round, so that clock and neighbours hit them alike; the median of the rounds is compared. Ours is called through its
-torch operator, on float32 in and out, group 128 (`row`: one scale a channel). Peers: torch fp32; ONNX Runtime fp32; its
-MatMulNBits, 4 and 2 bits, accuracy level 4, blocks of 128 and 32, the better counts, its session call on bound buffers;
-int8: the better of oneDNN on inputs already quantised to u8 and fbgemm on float32, per-channel weights. `int8_linear` is the module
-that a net on `torch-cpu` has for 8 bits and many rows, on u8 too: it calls oneDNN.
+One thread; thread CPU time; all contestants of a shape take turns, in an order that changes every round, so that clock
+and neighbours hit them alike; the median of the rounds is compared. A turn is as many calls as take the quickest of them
+100 us, the same number for each: a large weight is found where a net's other layers would have left it, far from the core.
+Ours is called through its torch operator, on float32 in and out, group 128 (`row`: one scale a channel). Peers: torch fp32;
+ONNX Runtime fp32; its MatMulNBits, 4 and 2 bits, accuracy level 4, blocks of 128 and 32, the better counts, its session
+call on bound buffers; int8: the better of oneDNN on inputs already quantised to u8 and fbgemm on float32, per-channel
+weights. `int8_linear` is the module that a net on `torch-cpu` has for 8 bits and many rows, on u8 too: it calls oneDNN.
 
 A value named `..._vs_...` is our time over the peer's: below 1 is faster. `..._vnni_share` is of the rate at which VNNI multiplies
 on registers alone, and exceeds 1 where a machine has AMX, which multiplies eight times as fast; `..._read_share`, of one row, of
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -48,24 +50,23 @@ RESNET18 = [
 ]  # fmt: skip
 
 
-def interleaved(calls: dict[str, Call], rounds: int, least_us: float = 1500.0) -> dict[str, float]:
-    """Median thread CPU microseconds of a call of each, taking turns; short calls are repeated within a turn."""
-    repeats: dict[str, int] = {}
+def interleaved(calls: dict[str, Call], rounds: int, least_us: float = 100.0) -> dict[str, float]:
+    """Median thread CPU microseconds of a call of each, taking turns of as many calls as take the quickest `least_us`."""
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    for name, call in calls.items():
-        times_us = []
+    quickest_us = math.inf
+    for call in calls.values():
         for _ in range(4):  # the first is cold
             started = time.thread_time()
             call()
-            times_us.append((time.thread_time() - started) * 1e6)
-        repeats[name] = max(1, round(least_us / max(1e-2, min(times_us))))
+            quickest_us = min(quickest_us, max(1e-2, (time.thread_time() - started) * 1e6))
+    repeats = math.ceil(least_us / quickest_us)
     order = np.random.default_rng(0)
     for _ in range(rounds):
         for name, call in order.permutation(np.array(list(calls.items()), object)):  # no one always follows the same other
             started = time.thread_time()
-            for _ in range(repeats[name]):
+            for _ in range(repeats):
                 call()
-            samples[name].append((time.thread_time() - started) / repeats[name] * 1e6)
+            samples[name].append((time.thread_time() - started) / repeats * 1e6)
     return {name: median(values) for name, values in samples.items()}
 
 

@@ -27,6 +27,7 @@ namespace {
 
 struct Isa : Avx512 {
   static constexpr std::size_t kMatrixRows = 8;  // from so many rows on, matrices are faster
+  static constexpr std::size_t kColumns = 2;     // of four, what is read and written leaves the first-level cache
 
   // The eight tile registers, while it lives: 0 to 3 hold sums, 16 rows x 16 channels; 4 and 5 activations, 16 rows x
   // Inputs; 6 and 7 codes, Inputs x 16 channels.
@@ -53,12 +54,17 @@ struct Isa : Avx512 {
     Matrix& operator=(const Matrix&) = delete;
 
     // Dot products of 16 * Rows rows of activations and Columns registers of channels over `steps` * Inputs inputs.
-    // A quad of codes, Signed or not, takes `quad` bytes. `dots` gets Columns registers for each row.
+    // A quad of codes, Signed or not, takes `quad` bytes. `dots` gets Columns registers for each row. Each step fetches
+    // `ahead` bytes from `next` on, some behind each product: all at once they would hold up the loads of tiles.
     template <std::size_t Rows, std::size_t Columns, bool Signed>
     static void multiply(const std::int8_t* a, std::size_t stride, const std::uint8_t* codes, std::size_t quad,
-                         std::size_t steps, I* dots) noexcept {
+                         std::size_t steps, I* dots, const std::uint8_t* next, std::size_t ahead) noexcept {
       constexpr bool two_rows = Rows == 2, two_columns = Columns == 2;
       constexpr std::size_t row = Columns * sizeof(I);
+      const std::size_t part = ahead / (Rows * Columns);
+      const auto fetch_part = [&] {
+        for (const std::uint8_t* const end = next + part; next < end; next += 64) __builtin_prefetch(next);
+      };
       written();
       _tile_zero(0);
       if constexpr (two_columns) _tile_zero(1);
@@ -68,11 +74,21 @@ struct Isa : Avx512 {
         _tile_loadd(6, codes, quad);
         _tile_loadd(4, a, stride);
         TIGHTROPE_DOT(0, 4, 6);
-        if constexpr (two_columns) _tile_loadd(7, codes + sizeof(I), quad);
-        if constexpr (two_columns) TIGHTROPE_DOT(1, 4, 7);
-        if constexpr (two_rows) _tile_loadd(5, a + 16 * stride, stride);
-        if constexpr (two_rows) TIGHTROPE_DOT(2, 5, 6);
-        if constexpr (two_rows && two_columns) TIGHTROPE_DOT(3, 5, 7);
+        fetch_part();
+        if constexpr (two_columns) {
+          _tile_loadd(7, codes + sizeof(I), quad);
+          TIGHTROPE_DOT(1, 4, 7);
+          fetch_part();
+        }
+        if constexpr (two_rows) {
+          _tile_loadd(5, a + 16 * stride, stride);
+          TIGHTROPE_DOT(2, 5, 6);
+          fetch_part();
+        }
+        if constexpr (two_rows && two_columns) {
+          TIGHTROPE_DOT(3, 5, 7);
+          fetch_part();
+        }
       }
       _tile_stored(0, dots, row);
       if constexpr (two_columns) _tile_stored(1, dots + 1, row);

@@ -385,8 +385,8 @@ void few_rows(const Linear& call, const Weight& weight, const QuantizedRows& row
 constexpr std::size_t kDepth = 256;  // inputs unpacked at a time, at most: 16 KiB for 64 channels
 
 // Unpacks chunks [c, end) of `Columns` columns, from the start of segment `s` on; a quad is then as many registers.
-// What lies `ahead` bytes on is to be unpacked next. FromMiddle: less the middle code, as signed bytes.
-template <int Bits, std::size_t Columns, bool FromMiddle>
+// FromMiddle: less the middle code, as signed bytes. Fetch: what lies `ahead` bytes on, to be unpacked next, meanwhile.
+template <int Bits, std::size_t Columns, bool FromMiddle, bool Fetch>
 void unpack_chunks(const Weight& weight, std::size_t column, std::size_t s, std::size_t c, std::size_t end,
                    std::size_t ahead, std::uint8_t* out) noexcept {
   for (; c < end; ++s) {
@@ -400,7 +400,7 @@ void unpack_chunks(const Weight& weight, std::size_t column, std::size_t s, std:
           const U code = FromMiddle ? less_bytes(codes[0], bytes(1u << (Bits - 1))) : codes[0];
           std::memcpy(to + j * Columns * kWidth, &code, sizeof code);
         });
-        if (t % kParts == 0) fetch(chunk + fetched, kVector * Bits);
+        if (Fetch && t % kParts == 0) fetch(chunk + fetched, kVector * Bits);
       }
     }
     c += count;
@@ -502,63 +502,65 @@ inline void block_of(std::size_t height, const Args&... args) noexcept {
 template <typename Machine, std::size_t Inputs>
 using Matrix = typename Machine::template Matrix<Inputs>;
 
-// As block, for `height` rows, at most kMatrixBlock. Without zeros codes are signed: the middle code is 0.
+// As block, for `height` rows, at most kMatrixBlock. Without zeros codes are signed: the middle code is 0. Where `next`
+// is not null, codes from there on, as many as these, are fetched meanwhile: `chunk_bytes` a chunk.
 template <typename Matrix, bool Zeros, std::size_t Columns>
 void matrix_block(std::size_t height, const Weight& weight, const QuantizedRows& rows, std::size_t row,
                   std::size_t column, const std::uint8_t* codes, std::size_t s, std::size_t chunk,
-                  std::size_t chunk_end, const F* before, F* totals) noexcept {
-  constexpr std::size_t pair = std::min<std::size_t>(Columns, 2), most = 4;  // segments scaled at a time
-  alignas(64) I dots[most][kMatrixBlock * pair];
+                  std::size_t chunk_end, const F* before, F* totals, const std::uint8_t* next,
+                  std::size_t chunk_bytes) noexcept {
+  static_assert(Columns <= 2, "codes are fetched once for each pair of columns");
+  constexpr std::size_t most = 4;  // segments scaled at a time
+  alignas(64) I dots[most][kMatrixBlock * Columns];
   const std::int8_t* a = rows.codes + row * rows.stride;
   const std::size_t step = weight.step;
-  for (std::size_t c = 0; c < Columns; c += pair) {
-    const std::uint8_t* w = codes + c * kWidth;
-    const F* from = before + c;
-    for (std::size_t first = chunk, segment = s; first < chunk_end; from = totals + c) {
-      F scales[most][pair], zeros[most][pair];
-      const float* sums = rows.sums + segment * rows.count + row;
-      std::size_t count = 0;
-      for (; count < most && first < chunk_end; ++count, ++segment, first += step) {
-        const std::size_t inputs = kChunk * std::min(step, chunk_end - first);
-        const std::size_t steps = (inputs + Matrix::kInputs - 1) / Matrix::kInputs;  // behind the last inputs, a is 0
-        const auto multiply = height > kMatrixBlock / 2 ? Matrix::template multiply<2, pair, !Zeros>
-                                                        : Matrix::template multiply<1, pair, !Zeros>;
-        multiply(a + first * kChunk, rows.stride, w, Columns * kWidth, steps, dots[count]);
-        w += inputs / 4 * Columns * kWidth;
-        for (std::size_t i = 0; i < pair; ++i) {
-          scales[count][i] = read<F>(weight.scales(column + c + i, segment));
-          zeros[count][i] = Zeros ? Isa::bytes_as_float(weight.zeros(column + c + i, segment)) : F{};
-        }
-      }
-      const auto scale = [&](auto segments) {
-        constexpr std::size_t end = decltype(segments)::value;
-        for (std::size_t r = 0; r < height; ++r)
-          TIGHTROPE_UNROLL
-          for (std::size_t i = 0; i < pair; ++i) {
-            F total = from[r * Columns + i];
-            TIGHTROPE_UNROLL
-            for (std::size_t g = 0; g < end; ++g) {
-              const I dot = dots[g][r * pair + i];
-              total = Zeros ? rescaled(total, dot, scales[g][i], zeros[g][i], sums[g * rows.count + r])
-                            : rescaled(total, dot, scales[g][i]);
-            }
-            totals[r * Columns + c + i] = total;
-          }
-      };
-      switch (count) {
-        case 1:
-          scale(std::integral_constant<std::size_t, 1>{});
-          break;
-        case 2:
-          scale(std::integral_constant<std::size_t, 2>{});
-          break;
-        case 3:
-          scale(std::integral_constant<std::size_t, 3>{});
-          break;
-        default:
-          scale(std::integral_constant<std::size_t, most>{});
+  while (chunk < chunk_end) {
+    F scales[most][Columns], zeros[most][Columns];
+    const float* sums = rows.sums + s * rows.count + row;
+    std::size_t count = 0;
+    for (; count < most && chunk < chunk_end; ++count, ++s, chunk += step) {
+      const std::size_t inputs = kChunk * std::min(step, chunk_end - chunk);
+      const std::size_t steps = (inputs + Matrix::kInputs - 1) / Matrix::kInputs;  // behind the last inputs, a is 0
+      const auto multiply = height > kMatrixBlock / 2 ? Matrix::template multiply<2, Columns, !Zeros>
+                                                      : Matrix::template multiply<1, Columns, !Zeros>;
+      multiply(a + chunk * kChunk, rows.stride, codes, Columns * kWidth, steps, dots[count], next,
+               next == nullptr ? 0 : Matrix::kInputs / kChunk * chunk_bytes);
+      codes += inputs / 4 * Columns * kWidth;
+      if (next != nullptr) next += weight.segment_bytes;
+      for (std::size_t i = 0; i < Columns; ++i) {
+        scales[count][i] = read<F>(weight.scales(column + i, s));
+        zeros[count][i] = Zeros ? Isa::bytes_as_float(weight.zeros(column + i, s)) : F{};
       }
     }
+    const auto scale = [&](auto segments) {
+      constexpr std::size_t end = decltype(segments)::value;
+      for (std::size_t r = 0; r < height; ++r)
+        TIGHTROPE_UNROLL
+        for (std::size_t i = 0; i < Columns; ++i) {
+          F total = before[r * Columns + i];
+          TIGHTROPE_UNROLL
+          for (std::size_t g = 0; g < end; ++g) {
+            const I dot = dots[g][r * Columns + i];
+            total = Zeros ? rescaled(total, dot, scales[g][i], zeros[g][i], sums[g * rows.count + r])
+                          : rescaled(total, dot, scales[g][i]);
+          }
+          totals[r * Columns + i] = total;
+        }
+    };
+    switch (count) {
+      case 1:
+        scale(std::integral_constant<std::size_t, 1>{});
+        break;
+      case 2:
+        scale(std::integral_constant<std::size_t, 2>{});
+        break;
+      case 3:
+        scale(std::integral_constant<std::size_t, 3>{});
+        break;
+      default:
+        scale(std::integral_constant<std::size_t, most>{});
+    }
+    before = totals;
   }
 }
 
@@ -570,19 +572,26 @@ void many_rows(const Linear& call, const Weight& weight, const QuantizedRows& ro
   static constexpr F nought[std::max(Isa::kRows, Isa::kMatrixRows > 0 ? kMatrixBlock : 0) * Columns] = {};
   const std::size_t chunks = weight.chunks, deep = kDepth / kChunk / weight.step, depth = deep * weight.step;
   constexpr std::size_t strip = std::max<std::size_t>(1, Columns / kParts);  // tiles
-  const auto blocks = [&](auto from_middle, const auto& height_of, const auto& block) {
+  const auto blocks = [&](auto from_middle, auto matrices, const auto& height_of, const auto& block) {
     for (std::size_t c = 0, s = 0; c < chunks; c += depth, s += deep) {
       const std::size_t end = std::min(c + depth, chunks);
       const std::size_t ahead =
           end < chunks ? deep * weight.segment_bytes : strip * weight.tile_bytes - s * weight.segment_bytes;
-      unpack_chunks<Bits, Columns, from_middle>(weight, column, s, c, end, ahead, codes);
+      unpack_chunks<Bits, Columns, from_middle, !matrices>(weight, column, s, c, end, ahead, codes);
       for (std::size_t r = row0; r < row1;) {
         const std::size_t height = height_of(row1 - r);
         if (end == chunks && call.y != nullptr)
           for (std::size_t i = r; i < r + height; ++i)
             fetch<1, true>(call.y + i * call.w.n + column * kLanes, Columns * kWidth);
         F* const at = totals + (r - row0) * Columns;
-        block(height, weight, rows, r, column, codes, s, c, end, c == 0 ? nought : at, at);
+        const F* const before = c == 0 ? nought : at;
+        if constexpr (matrices) {
+          const std::uint8_t* here = weight.codes(column, s);
+          const std::uint8_t* next = here + weight.reach(here, ahead, deep * weight.segment_bytes);
+          block(height, weight, rows, r, column, codes, s, c, end, before, at, r == row0 ? next : nullptr, kVector * Bits);
+        } else {
+          block(height, weight, rows, r, column, codes, s, c, end, before, at);
+        }
         if (end == chunks) finish_rows<Columns>(call, weight, rows, r, r + height, column, at);
         r += height;
       }
@@ -592,7 +601,8 @@ void many_rows(const Linear& call, const Weight& weight, const QuantizedRows& ro
     if (row1 - row0 >= Isa::kMatrixRows * (1 + weight.step % 2)) {  // odd steps fill half a tile
       using Machine = std::conditional_t<Bits != 0, Isa, void>;  // depends on Bits: looked into where it is used
       const auto by = [&](const auto& matrix, auto zeros) {
-        blocks(std::bool_constant<!zeros>{}, [](std::size_t left) { return std::min(left, kMatrixBlock); },
+        blocks(std::bool_constant<!zeros>{}, std::true_type{},
+               [](std::size_t left) { return std::min(left, kMatrixBlock); },
                [&](const auto&... args) { matrix_block<std::decay_t<decltype(matrix)>, zeros, Columns>(args...); });
       };
       const auto with = [&](auto zeros) {
@@ -604,7 +614,7 @@ void many_rows(const Linear& call, const Weight& weight, const QuantizedRows& ro
     const std::size_t pieces = (left + Isa::kRows - 1) / Isa::kRows;
     return (left + pieces - 1) / pieces;
   };
-  blocks(std::false_type{}, even,
+  blocks(std::false_type{}, std::false_type{}, even,
          [&](const auto&... args) { block_of<Isa::code_class(Bits), Columns>(args...); });
 }
 
