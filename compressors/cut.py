@@ -2,6 +2,7 @@
 
 import copy
 import operator
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,7 +64,9 @@ def cut_parameter(ties: Ties, name: str, value: torch.Tensor, kept: Kept) -> tor
 
 def resized(skeleton: fx.GraphModule, ties: Ties, widths: Mapping[str, int]) -> fx.Graph:
     """A copy of the skeleton's graph whose arguments spell out the sizes at these widths."""
-    graph = copy.deepcopy(skeleton.graph)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own tree specs
+        graph = copy.deepcopy(skeleton.graph)
     graph._tracer_cls = None  # the exporter's own needs arguments when a worker unpacks a module of this graph
     batch: fx.Node | None = None
     for node in graph.nodes:

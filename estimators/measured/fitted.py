@@ -16,7 +16,7 @@ from scipy.optimize import nnls
 from tightrope.estimators.encode import Encoder
 from tightrope.estimators.measured import rapl
 from tightrope.estimators.measured.apart import T
-from tightrope.estimators.measured.clock import CHUNK, QUARTILE, Float, Timed, noise_floor, time_rounds
+from tightrope.estimators.measured.clock import CHUNK, Float, Timed, low_quartile, noise_floor, time_rounds, uncollected
 from tightrope.estimators.measured.grid import Design, Ints, design
 from tightrope.estimators.measured.nodes import Key, bytes_of
 from tightrope.estimators.measured.patterns import Patterns, Told, learn
@@ -33,7 +33,8 @@ MET, PLAIN, ANCHORS = 1000, 500, 40
 """Policies that are lowered to find the nodes to time, others that show what is common, and nets that are built to fit the sum."""
 PASSES, NODE_ROUNDS, NET_ROUNDS = 3, 9, 10  # passes over all that is timed, and rounds at a time
 TURNS = 3  # times that nets are timed in a pass, spread over it: what slows the dense net for seconds is in the ratios of these
-DENSE_TURNS = 3  # of the dense net in each round: its noise is in every ratio
+DENSE_TURNS = 3  # of the dense net in each round while a table is filled: its noise is in every ratio
+REFERENCES = 8  # nets, the dense one among them, that tell the scale of nets that predictions are held against
 CARE = 3  # times as many passes for nets that predictions are held against
 CHUNK_NETS, CHUNK_BYTES = 8, 256 << 20
 MOST_NOISE, TRIES = 0.10, 3  # of the reference before anything is timed, and how often it is looked at
@@ -57,7 +58,9 @@ PER_MS = 1e9  # times are added as whole picoseconds, so that a sum does not dep
 Progress = Callable[[int, int], None]
 Run = Callable[[Callable[[], Any]], Any]
 Beside = tuple[list[int], float, Float, float, float]
-"""Indices of policies whose nets were timed beside the dense one, its time, and what `rounds_of` says of them in these rounds."""
+"""Indices of policies whose nets were timed, what the dense net takes beside them, and what `rounds_of` says of these rounds."""
+Reference = tuple[Policy, float]
+"""A policy and the ratio of its net's time to the dense one's, where that is known."""
 log = logging.getLogger(__name__)
 
 
@@ -182,37 +185,56 @@ class Fitted:
 
     def _time_nets(self, policies: Mapping[str, Policy], rng: np.random.Generator) -> Iterator[int]:
         """The same for whole nets, by their policies' JSON, all of them apart."""
-        for chosen, dense, samples, reference, empty in self._apart([*policies.values()], rng):
-            self.table.add_nets([[*policies][i] for i in chosen], samples, reference, empty, dense)
+        dense = [(self.space.dense, 1.0)] * DENSE_TURNS
+        for chosen, whole, samples, reference, empty in self._apart([*policies.values()], dense, rng):
+            self.table.add_nets([[*policies][i] for i in chosen], samples, reference, empty, whole)
             yield len(chosen)
 
-    def _apart(self, policies: Sequence[Policy], rng: np.random.Generator) -> list[Beside]:
-        """`_beside_dense`, away from what this process has in memory."""
+    def _apart(self, policies: Sequence[Policy], references: Sequence[Reference], rng: np.random.Generator) -> list[Beside]:
+        """`_beside`, away from what this process has in memory."""
         own = rng.spawn(1)[0]
-        return self.runtime.apart(lambda: [*self._beside_dense(policies, own)])
+        return self.runtime.apart(lambda: [*self._beside(policies, references, own)])
 
-    def _beside_dense(self, policies: Sequence[Policy], rng: np.random.Generator) -> Iterator[Beside]:
-        """Time nets in chunks of random order, each beside the dense net."""
+    def _beside(
+        self, policies: Sequence[Policy], references: Sequence[Reference], rng: np.random.Generator
+    ) -> Iterator[Beside]:  # fmt: skip
+        """Time nets in chunks of random order, each beside nets whose ratios to the dense one are known: they tell what that takes,
+        by their geometric mean."""
         order = rng.permutation(len(policies)).tolist()
+        known, ratios = [p for p, _ in references], np.array([ratio for _, ratio in references])
         for start in range(0, len(order), CHUNK_NETS):
             chosen = order[start : start + CHUNK_NETS]
-            dense, *nets = (self.runtime.net(p) for p in (self.space.dense, *(policies[i] for i in chosen)))
-            samples, reference, empty = rounds_of([dense] * DENSE_TURNS + nets, NET_ROUNDS, rng, self.runtime.steady())
-            whole = float(np.percentile(samples[:, :DENSE_TURNS], QUARTILE))
-            yield chosen, whole, samples[:, DENSE_TURNS:], reference, empty
+            nets = {p: self.runtime.net(p) for p in dict.fromkeys(known + [policies[i] for i in chosen])}
+            runners = [nets[p] for p in known] + [nets[policies[i]] for i in chosen]
+            samples, reference, empty = rounds_of(runners, NET_ROUNDS, rng, self.runtime.steady())
+            alone = np.maximum(low_quartile(samples[:, : len(known)]) - empty, TINY)
+            whole = empty + float(np.exp(np.mean(np.log(alone / ratios))))
+            yield chosen, whole, samples[:, len(known) :], reference, empty
+
+    def _references(self) -> list[Reference]:
+        """The dense net and nets of the fit, evenly from the shortest to the longest, with their typical ratio of a turn: that of
+        `nets` is the low quartile over all turns."""
+        nets = sorted(self.table.nets, key=self.table.nets.__getitem__)
+        spread = [nets[i] for i in np.linspace(0, len(nets) - 1, REFERENCES - 1).round().astype(int).tolist()]
+        typical = [float(np.exp(np.mean(np.log(self.table.by_pass(name, PASSES * TURNS))))) for name in spread]
+        return [(self.space.dense, 1.0), *((Policy.from_json(json.loads(n)), x) for n, x in zip(spread, typical, strict=True))]
 
     @one_blas_thread()
     def timed(self, policies: Sequence[Policy], *, seed: int = 0) -> tuple[Float, float]:
-        """Build the nets of policies and time them beside the dense one, in passes over all of them.
+        """Build the nets of policies and time them, in passes over all of them.
+
+        They are timed beside the dense net and others that the fit is by, from the shortest to the longest: what the host's memory
+        has done to the dense one alone since the table was made would be in each of them.
 
         Returns:
             Milliseconds on the table's scale, and the noise floor: how far the first and the last third of the passes are apart on
             average.
         """
         rng, ratios = np.random.default_rng(seed), [list[list[float]]() for _ in policies]
+        references = self._references()
         for _ in range(CARE * PASSES * TURNS):
-            for chosen, dense, samples, _, empty in self._apart(policies, rng):
-                own = (samples - empty) / (dense - empty)
+            for chosen, whole, samples, _, empty in self._apart(policies, references, rng):
+                own = (samples - empty) / (whole - empty)
                 for index, column in zip(chosen, own.T.tolist(), strict=True):
                     ratios[index].append(column)
         first, last, times = (
@@ -221,6 +243,7 @@ class Fitted:
         )  # fmt: skip
         return self.table.dense_ms * times, float(np.mean(np.abs(first / last - 1)))
 
+    @uncollected()
     def _fit(self) -> None:
         """The weights of `columns` that bring sums nearest to the nets that were built, and the error when each is left out.
 
