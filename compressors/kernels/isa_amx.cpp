@@ -102,15 +102,12 @@ struct Isa : Avx512 {
   };
 };
 
-#include "clip.inl"
-#include "codes.inl"
-#include "linear.inl"
+#include "all.inl"
 
 }  // namespace
 
 const Kernels& amx_kernels() noexcept {
-  static constexpr Kernels table{"amx", abs_max, clip_scale, encode, quantize, dequantize,
-                                 quantize_row, linear_part, dot_peak};
+  static constexpr Kernels table = kernels_of("amx");
   return table;
 }
 

@@ -17,15 +17,12 @@ namespace {
 
 using Isa = Avx2;
 
-#include "clip.inl"
-#include "codes.inl"
-#include "linear.inl"
+#include "all.inl"
 
 }  // namespace
 
 const Kernels& avx2_kernels() noexcept {
-  static constexpr Kernels table{"avx2", abs_max, clip_scale, encode, quantize, dequantize,
-                                 quantize_row, linear_part, dot_peak};
+  static constexpr Kernels table = kernels_of("avx2");
   return table;
 }
 

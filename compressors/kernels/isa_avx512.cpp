@@ -18,15 +18,12 @@ namespace {
 
 using Isa = Avx512;
 
-#include "clip.inl"
-#include "codes.inl"
-#include "linear.inl"
+#include "all.inl"
 
 }  // namespace
 
 const Kernels& avx512_kernels() noexcept {
-  static constexpr Kernels table{"avx512", abs_max, clip_scale, encode, quantize, dequantize,
-                                 quantize_row, linear_part, dot_peak};
+  static constexpr Kernels table = kernels_of("avx512");
   return table;
 }
 

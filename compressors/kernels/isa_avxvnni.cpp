@@ -29,15 +29,12 @@ struct Isa : Avx2 {
   using Short = Direct<Isa, Bits>;
 };
 
-#include "clip.inl"
-#include "codes.inl"
-#include "linear.inl"
+#include "all.inl"
 
 }  // namespace
 
 const Kernels& avxvnni_kernels() noexcept {
-  static constexpr Kernels table{"avxvnni", abs_max, clip_scale, encode, quantize, dequantize,
-                                 quantize_row, linear_part, dot_peak};
+  static constexpr Kernels table = kernels_of("avxvnni");
   return table;
 }
 

@@ -56,15 +56,12 @@ struct Isa {
   using Short = Direct<Isa, Bits>;
 };
 
-#include "clip.inl"
-#include "codes.inl"
-#include "linear.inl"
+#include "all.inl"
 
 }  // namespace
 
 const Kernels& portable_kernels() noexcept {
-  static constexpr Kernels table{"portable", abs_max, clip_scale, encode, quantize, dequantize,
-                                 quantize_row, linear_part, dot_peak};
+  static constexpr Kernels table = kernels_of("portable");
   return table;
 }
 
