@@ -1,5 +1,6 @@
 """The measured device keeps the contract, predicts what a clock says, and refuses what it was not prepared for."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -86,6 +87,26 @@ class TestOrtCpu(DeviceContract):
         ratios = found / measured
         assert np.abs(ratios / np.median(ratios) - 1).mean() < 0.12
         assert np.corrcoef(found, measured)[0, 1] > 0.9
+
+    def test_what_slows_the_dense_net_alone_since_is_not_in_all_that_is_timed(
+        self, device: OrtCpu, network: Network, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nets stand beside eight of the table: an eighth of what slows one of these is in them."""
+        known = device.known(network).fitted
+        ratios = {Policy.from_json(json.loads(name)): ratio for name, ratio in known.table.nets.items()}
+        ms = {known.space.dense: 1.16 * known.table.dense_ms} | {p: r * known.table.dense_ms for p, r in ratios.items()}
+
+        class Told:
+            def __init__(self, policy: Policy) -> None:
+                self.policy = policy
+
+            def visit(self) -> int:
+                return round(1e6 * ms[self.policy])
+
+        monkeypatch.setattr(known.runtime, "net", Told)
+        found, floor = known.timed([*ratios])
+        assert found == pytest.approx([r * known.table.dense_ms for r in ratios.values()], rel=0.04)
+        assert floor < 0.02  # of the call that does nothing, which is really timed
 
     def test_the_table_is_reused(self, network: Network) -> None:
         self.make()
