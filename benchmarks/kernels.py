@@ -3,12 +3,13 @@
     python benchmarks/kernels.py [--json FILE] [--quick]
 
 One thread; thread CPU time; all contestants of a shape take turns, in an order that changes every round, so that clock
-and neighbours hit them alike; the median of the rounds is compared. A turn is as many calls as take the quickest of them
-1.5 ms, the same number for each, since its first calls find a large weight evicted by the others. Ours is called through
-its torch operator, on float32 in and out, group 128 (`row`: one scale a channel). Peers: torch fp32; ONNX Runtime fp32;
-its MatMulNBits, 4 and 2 bits, accuracy level 4, blocks of 128 and 32, the better counts, its session call on bound
-buffers; int8: the better of oneDNN on inputs already quantised to u8 and fbgemm on float32, per-channel weights.
-`int8_linear` is the module that a net on `torch-cpu` has for 8 bits and many rows, on u8 too: it calls oneDNN.
+and neighbours hit them alike; the median of the rounds is compared. A turn is one call, or where the quickest contestant
+takes less than 100 us, as many as that takes it: a large weight is found where a net's other layers would have left it.
+Ours is called through its torch operator, on float32 in and out, group 128 (`row`: one scale a channel). Peers: torch
+fp32; ONNX Runtime fp32; its MatMulNBits, 4 and 2 bits, accuracy level 4, blocks of 128 and 32, the better counts, its
+session call on bound buffers; int8: the better of oneDNN on inputs already quantised to u8 and fbgemm on float32,
+per-channel weights. `int8_linear` is the module that a net on `torch-cpu` has for 8 bits and many rows, on u8 too: it
+calls oneDNN.
 
 A value named `..._vs_...` is our time over the peer's: below 1 is faster. `..._vnni_share` is of the rate at which VNNI multiplies
 on registers alone, and exceeds 1 where a machine has AMX, which multiplies eight times as fast; `..._read_share`, of one row, of
@@ -50,7 +51,7 @@ RESNET18 = [
 ]  # fmt: skip
 
 
-def interleaved(calls: dict[str, Call], rounds: int, turn_us: float = 1500.0) -> dict[str, float]:
+def interleaved(calls: dict[str, Call], rounds: int, turn_us: float = 100.0) -> dict[str, float]:
     """Median thread CPU microseconds of a call of each, taking turns of as many calls as take the quickest `turn_us`."""
     samples: dict[str, list[float]] = {name: [] for name in calls}
     quickest_us = math.inf

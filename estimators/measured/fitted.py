@@ -124,11 +124,12 @@ class Fitted:
         fresh = not self.table.complete
         if fresh:
             self._fill(np.random.default_rng(seed), progress)
-        noted = self.table.notes.get("patterns")
-        self.patterns = None if noted is None else Patterns.from_json(network, noted)
-        power = self.table.notes.get("power")
-        self.watts = None if power is None else power.take("watts", float)
-        self._fit()
+        with uncollected():
+            noted = self.table.notes.get("patterns")
+            self.patterns = None if noted is None else Patterns.from_json(network, noted)
+            power = self.table.notes.get("power")
+            self.watts = None if power is None else power.take("watts", float)
+            self._fit()
         if fresh:
             self.table.note("fit", {"left_out": [*self.errors], "noise_floor": self._floor})
 
@@ -243,7 +244,6 @@ class Fitted:
         )  # fmt: skip
         return self.table.dense_ms * times, float(np.mean(np.abs(first / last - 1)))
 
-    @uncollected()
     def _fit(self) -> None:
         """The weights of `columns` that bring sums nearest to the nets that were built, and the error when each is left out.
 
