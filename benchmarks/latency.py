@@ -4,9 +4,9 @@
 
 For each net a latency table is built from nothing, then random policies (each group's width uniform in 25-100 %, precision
 drawn per layer, a quarter of the layers low-rank) are predicted, built as they would be exported, and timed in interleaved rounds.
-Weights are random, which does not matter to time. Both times stand on the scale of the table's reference nodes; a run whose noise
-floor exceeds 3 % is repeated, not passed (after three the quietest is told). For `torch-cpu` another process then reads the table
-and times the same policies (`latency_other_process_mape`).
+Weights are random, which does not matter to time. They are timed beside the dense net and seven of the table's own nets, which
+tell the scale that both times stand on; a run whose noise floor exceeds 3 % is repeated, not passed (after three the quietest is
+told). For `torch-cpu` another process then reads the table and times the same policies (`latency_other_process_mape`).
 """
 
 import argparse

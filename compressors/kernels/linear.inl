@@ -588,7 +588,8 @@ void many_rows(const Linear& call, const Weight& weight, const QuantizedRows& ro
         if constexpr (matrices) {
           const std::uint8_t* here = weight.codes(column, s);
           const std::uint8_t* next = here + weight.reach(here, ahead, deep * weight.segment_bytes);
-          block(height, weight, rows, r, column, codes, s, c, end, before, at, r == row0 ? next : nullptr, kVector * Bits);
+          if (r != row0) next = nullptr;  // the first rows have fetched it
+          block(height, weight, rows, r, column, codes, s, c, end, before, at, next, kVector * Bits);
         } else {
           block(height, weight, rows, r, column, codes, s, c, end, before, at);
         }
