@@ -57,7 +57,7 @@ def by_power_law(family: str, axes: tuple[Axis, ...], known: Known, sizes: Ints)
     """Least squares of the logarithm of time on those of the free sizes and of the bytes that a node reads and makes."""
 
     def features(rows: Ints) -> Floats:
-        logs = np.log(rows[:, [axis.column for axis in axes]]), np.log(bytes_of(family, rows))[:, None]
+        logs = np.log(rows[:, [axis.column for axis in axes]]), np.log(bytes_of(family, rows).sum(axis=0))[:, None]
         made: Floats = np.concatenate([np.ones((len(rows), 1)), *logs], axis=1)
         return made
 
@@ -68,7 +68,7 @@ def by_power_law(family: str, axes: tuple[Axis, ...], known: Known, sizes: Ints)
 
 def by_nearest(family: str, axes: tuple[Axis, ...], known: Known, sizes: Ints) -> Floats:
     """The time of the known node that is nearest in bytes."""
-    own, others = np.log(bytes_of(family, np.array([*known]))), np.log(bytes_of(family, sizes))
+    own, others = np.log(bytes_of(family, np.array([*known])).sum(axis=0)), np.log(bytes_of(family, sizes).sum(axis=0))
     found: Floats = np.array([*known.values()])[np.abs(others[:, None] - own).argmin(axis=1)]
     return found
 

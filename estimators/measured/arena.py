@@ -12,13 +12,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from tightrope.estimators.measured.nodes import ITEM_BYTES, Node, Tensor
+from tightrope.estimators.measured.nodes import BLOCKED, ITEM_BYTES, Node, Tensor, written_over
 
 STEP = 256  # bytes that sizes are rounded up to
 VIEWS = frozenset("Flatten Identity Reshape Squeeze Unsqueeze".split())
-IN_PLACE = frozenset("Cast Clip Elu HardSigmoid LeakyRelu LogSoftmax Relu Selu Sigmoid Softmax Softplus Softsign Tanh".split())
-"""Operators that write over their input where nothing reads it any more."""
-BLOCKED = "com.microsoft.nchwc:"
 SEGMENT = 1 << 16  # bytes in which a floating-point convolution unfolds its image, part by part
 Like = tuple[tuple[int, ...], int]
 """Shape and bytes of an item: what a tensor must have in common with another to take its memory."""
@@ -189,9 +186,9 @@ def _buffers(order: Sequence[Node]) -> list[_Buffer]:
 def _taken(node: Node, tensor: Tensor, held: dict[int, _Buffer], free: list[_Buffer]) -> _Buffer | None:
     """Memory that a tensor takes over: that of the node's own input where it works in place, else one of the same shape."""
     like = _like(tensor)
-    adds = node.kind == BLOCKED + "Conv" and len(node.ins) > 1  # to its second input
-    if adds or node.kind in IN_PLACE:
-        source = node.ins[int(adds)]
+    over = written_over(node.kind, len(node.ins))
+    if over is not None:
+        source = node.ins[over]
         own = held.get(id(source))
         if own is not None and own.readers == 1 and _like(source) == like:
             return own

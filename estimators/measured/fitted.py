@@ -18,7 +18,7 @@ from tightrope.estimators.measured import rapl
 from tightrope.estimators.measured.apart import T
 from tightrope.estimators.measured.clock import CHUNK, Float, Timed, low_quartile, noise_floor, time_rounds, uncollected
 from tightrope.estimators.measured.grid import Design, Ints, design
-from tightrope.estimators.measured.nodes import Key, bytes_of
+from tightrope.estimators.measured.nodes import CONSTANT, MADE, Key, bytes_of
 from tightrope.estimators.measured.patterns import Patterns, Told, learn
 from tightrope.estimators.measured.sampling import mixed, probes, rounds_of
 from tightrope.estimators.measured.table import Table, Untimed, designs, pooled
@@ -49,6 +49,9 @@ PRODUCT = re.compile(r"(com\.microsoft(\.nchwc)?:)?(Fused)?(Conv|Gemm|MatMul)\{|
 INTEGER = re.compile(r"(com\.microsoft:)?(QLinear(Conv|MatMul)|QGemm|(MatMul|Conv)Integer)\{|Quant(Conv|Linear)")
 KINDS = 6
 MOVES, WIDE_FLOATS, FLOATS, WIDE, INTEGERS = range(1, KINDS)
+MIXING, FETCHING, EACH = range(KINDS, KINDS + 3)
+"""Columns behind those of kinds: what mixing costs, weights that are fetched anew, and what each node costs."""
+CACHE, MIB = 1 << 20, 1 << 20  # bytes of a core's own caches that a net has for weights
 ALIKE = 0.3  # weight of the wish that all kinds of nodes have one scale
 LEAST_NETS = 8
 REMEMBERED = 4096  # policies whose nodes are kept
@@ -95,12 +98,14 @@ class Runtime(Protocol):
 class Fitted:
     """Times of policies of one space in a runtime.
 
-    Latency is the sum of the nodes' times, each kind of nodes (`kinds`) with a scale of its own, plus what mixing costs, plus the
-    last weight per node. Alone, a small node that only moves values finds them in the nearest cache, where a net has left them
-    further off; and a large one reads and writes what is out of all caches of the core, where in a net the node before has left
-    part of it. And a net that multiplies both integers and floating point takes longer than its parts, by up to a fifth where a
-    matrix unit does the integers (seen with AMX; why is not known): with `i` and `f` milliseconds of each alone, the more is in
-    proportion to `i f / (i + f)`.
+    Latency is the sum of the nodes' times, each kind of nodes (`traits`) with a scale of its own, plus what mixing costs and what
+    weights cost that are fetched anew, plus the last weight per node. Alone, a small node that only moves values finds them in the
+    nearest cache, where a net has left them further off; and a large one reads and writes what is out of all caches of the core,
+    where in a net the node before has left part of it. Alone, a node has its weights in the cache, where a net has only those that
+    its other tensors leave there: with `w` bytes of weights and `m` made, `w max(0, 1 - CACHE / (w + m))` are fetched anew. And a
+    net that multiplies both integers and floating point takes longer than its parts, by up to a fifth where a matrix unit does the
+    integers (seen with AMX; why is not known): with `i` and `f` milliseconds of each alone, the more is in proportion to
+    `i f / (i + f)`.
 
     Attributes:
         errors: relative errors of the predicted latency of the nets that were built to fit it, each left out of its fit.
@@ -119,7 +124,7 @@ class Fitted:
     ) -> None:  # fmt: skip
         self.network, self.encode, self.space, self._make, self._here = network, encode, space, runtime, here
         self._known: dict[Policy, list[tuple[Key, str]]] = {}
-        self._picoseconds: dict[Key, tuple[int, float]] = {}
+        self._seen: dict[Key, tuple[int, int, int, float]] = {}
         self.table = Table(path, mark)
         fresh = not self.table.complete
         if fresh:
@@ -284,14 +289,17 @@ class Fitted:
     def shares(self, policy: Policy) -> list[float]:
         """Milliseconds of each node of a policy as it is lowered, which add up to its latency."""
         times = np.array(self.times(policy))
-        kind = np.array([kinds(family, np.array([sizes], np.int64))[0] for (family, sizes), _ in self.lowered(policy)])
+        nodes = [traits(family, np.array([sizes], np.int64))[:, 0] for (family, sizes), _ in self.lowered(policy)]
+        kind, weights, made = np.array(nodes).T
         floats, integers = np.isin(kind, (WIDE_FLOATS, FLOATS)), float(times[kind == INTEGERS].sum())
-        mixing = self.weights[KINDS] * integers / max(integers + float(times[floats].sum()), TINY)
-        found: list[float] = (times * (self.weights[kind] + mixing * floats) + self.weights[-1]).tolist()
+        mixing = self.weights[MIXING] * integers / max(integers + float(times[floats].sum()), TINY)
+        fetching = self.weights[FETCHING] * max(0.0, 1 - CACHE / max(float((weights + made).sum()), TINY)) / MIB
+        found: list[float] = (times * (self.weights[kind] + mixing * floats) + fetching * weights + self.weights[EACH]).tolist()
         return found
 
     def features(self, policies: Sequence[Policy], batch: Batch) -> Float:
-        """The sum of times in milliseconds of each kind of nodes, and the number of all, `b x (KINDS + 1)`.
+        """The sum of times in milliseconds of each kind of nodes, bytes of all weights and of all that is made, and the number of
+        nodes, `b x (KINDS + 3)`.
 
         Nodes of the space that the probes did not enclose are timed now.
 
@@ -299,30 +307,35 @@ class Fitted:
             DeviceError: a node is outside of what was timed, and the policy outside of the space.
         """
         if self.patterns is None:
-            found = np.full((len(batch), KINDS + 1), np.nan)
+            found = np.full((len(batch), KINDS + 3), np.nan)
         else:
             found = self._few(self.patterns, batch) if len(batch) <= FEW else self._many(self.patterns, batch)
         for i in np.flatnonzero(np.isnan(found).any(axis=1)).tolist():  # shows what no probe did, or has nodes that were not timed
             self.times(policies[i])
             found[i] = self._sum([key for key, _ in self.lowered(policies[i])])
-        return found / [*[PER_MS] * KINDS, 1.0]
+        return found / [*[PER_MS] * KINDS, 1.0, 1.0, 1.0]
 
     def _many(self, patterns: Patterns, batch: Batch) -> Float:
-        """Picoseconds and number of nodes, NaN where they cannot be told."""
+        """Picoseconds, bytes and number of nodes, NaN where they cannot be told."""
         flat = patterns(batch)
         by_family: dict[str, list[tuple[Ints, Ints]]] = {}
         for place, who in flat.who.items():
             family, columns = patterns.patterns[place]
             by_family.setdefault(family, []).append((who, columns))
+        count, wide = len(batch), KINDS + 3
+        flows = np.zeros((2, count))
         rows, times = [np.zeros(0, np.int64)], [np.zeros(0)]  # each node's place in what is found, flat, and its time
         for family, parts in by_family.items():
             who = np.concatenate([w for w, _ in parts])
             sizes = np.concatenate([flat.sizes[w[:, None], columns] for w, columns in parts])
-            rows.append(who * (KINDS + 1) + kinds(family, sizes))
+            kind, *flow = traits(family, sizes)
+            rows.append(who * wide + kind)
             times.append(np.rint(self.table.times(family, sizes) * PER_MS))
-        row, count = np.concatenate(rows), len(batch)
-        found = np.asarray(np.bincount(row, np.concatenate(times), count * (KINDS + 1)), np.float64).reshape(count, KINDS + 1)
-        found[:, KINDS] = np.bincount(row // (KINDS + 1), minlength=count)
+            flows += [np.bincount(who, each, count) for each in flow]
+        row = np.concatenate(rows)
+        found = np.asarray(np.bincount(row, np.concatenate(times), count * wide), np.float64).reshape(count, wide)
+        found[:, KINDS:-1] = flows.T
+        found[:, -1] = np.bincount(row // wide, minlength=count)
         found[~flat.told] = np.nan
         return found
 
@@ -330,22 +343,24 @@ class Fitted:
         """The same, quicker for single policies."""
         sights = patterns.sights(batch)
         told, sizes = patterns.tells(sights), patterns.columns(batch).tolist()
-        found = np.full((len(batch), KINDS + 1), np.nan)
+        found = np.full((len(batch), KINDS + 3), np.nan)
         for i in np.flatnonzero(told).tolist():
             row = sizes[i]
             found[i] = self._sum([(f, tuple([row[c] for c in columns])) for f, columns in patterns.of(sights[i].tolist())])
         return found
 
     def _sum(self, keys: Sequence[Key]) -> list[float]:
-        """Picoseconds of each kind of nodes, and the number of all."""
-        found = [0.0] * KINDS + [float(len(keys))]
+        """Picoseconds of each kind of nodes, bytes of weights and of what is made, and the number of nodes."""
+        found = [0.0] * (KINDS + 2) + [float(len(keys))]
         for key in keys:
-            if key not in self._picoseconds:
+            if key not in self._seen:
                 sizes = np.array([key[1]], np.int64)
                 time = float(np.rint(self.table.times(key[0], sizes)[0] * PER_MS))
-                self._picoseconds[key] = int(kinds(key[0], sizes)[0]), time
-            kind, time = self._picoseconds[key]
+                self._seen[key] = *traits(key[0], sizes)[:, 0].tolist(), time
+            kind, weights, made, time = self._seen[key]
             found[kind] += time
+            found[KINDS] += weights
+            found[KINDS + 1] += made
         return found
 
     def lowered(self, policy: Policy) -> list[tuple[Key, str]]:
@@ -372,7 +387,7 @@ class Fitted:
         self.table.declare({family: design(family, [sizes]) for family, sizes in missing})
         for _ in self._time(missing, np.random.default_rng(0), inline):
             pass
-        self._picoseconds.clear()
+        self._seen.clear()
         return [self.table.time(k) for k in keys]
 
 
@@ -440,25 +455,28 @@ def surely(errors: Sequence[Sequence[float]]) -> float:
     return each[min(int(np.searchsorted(reached, SURE - 1e-9)), len(each) - 1)][0]
 
 
-def kinds(family: str, sizes: Ints) -> Ints:
-    """The kind of each node of a family at `n x k` sizes.
+def traits(family: str, sizes: Ints) -> Ints:
+    """The kind of each node of a family at `n x k` sizes, and bytes of its weights and of what it makes, `3 x n`.
 
-    Those that multiply in floating point and those that do not are apart where a node's tensors take more bytes than a core's own
-    caches; of others, those that multiply in floating point, that multiply integers, that only change layout or precision, and the
-    rest (0). Of each kind a node alone takes another share of its time in a net.
+    Kinds: nodes that multiply in floating point and those that do not are apart where their tensors take more bytes than a core's
+    own caches; of others, those that multiply in floating point, that multiply integers, that only change layout or precision, and
+    the rest (0). Of each kind a node alone takes another share of its time in a net.
     """
     floats = PRODUCT.match(family) is not None
     small = FLOATS if floats else MOVES if MOVING.match(family) else INTEGERS if INTEGER.match(family) else 0
-    found = np.full(len(sizes), small)
-    if len(sizes) and bytes_of(family, sizes.max(axis=0, keepdims=True))[0] > SPILL:
-        found[bytes_of(family, sizes) > SPILL] = WIDE_FLOATS if floats else WIDE
-    return found
+    each = bytes_of(family, sizes)
+    kind = np.where(each.sum(axis=0) > SPILL, WIDE_FLOATS if floats else WIDE, small)
+    return np.stack([kind, each[CONSTANT], each[MADE]])
 
 
 def columns(features: Float) -> Float:
-    """`features` with what mixing costs (`Fitted`) before the last, `n x (KINDS + 2)`."""
+    """What the fit's weights are of, `n x (KINDS + 3)`: milliseconds by kind, and then (`Fitted`) milliseconds of integers and
+    floating point that are mixed, MiB of weights that are fetched anew, and the number of nodes."""
     integers, floats = features[:, INTEGERS], features[:, FLOATS] + features[:, WIDE_FLOATS]
-    return np.insert(features, KINDS, integers * floats / np.maximum(integers + floats, TINY), axis=1)
+    weights, made = features[:, KINDS:-1].T
+    mixed = integers * floats / np.maximum(integers + floats, TINY)
+    fetched = weights / MIB * np.maximum(0.0, 1 - CACHE / np.maximum(weights + made, TINY))
+    return np.column_stack([features[:, :KINDS], mixed, fetched, features[:, -1]])
 
 
 def nearest_sum(rows: np.ndarray, rounds: int = 30) -> np.ndarray:

@@ -31,7 +31,7 @@ from tightrope.spaces.network import Network
 from tightrope.spaces.policy import unique
 from tightrope.spaces.space import Space
 
-VERSION = 1
+VERSION = 2
 STEADY = ("reference", "empty", "dense")  # roles of models that are timed beside all others
 NETS, HELD = 24, 12  # mixed nets to fit, and to say how good the fit is
 

@@ -5,11 +5,10 @@ Both stages come to what ONNX Runtime's own do (`nchwc_transformer.cc`, `nhwc_tr
 version 1.32).
 """
 
-from tightrope.estimators.measured.nodes import Node, Tensor, up
+from tightrope.estimators.measured.nodes import BLOCKED, Node, Tensor, up
 
 BLOCKS = {"avx512": 16, "avx2": 8, "arm64": 0}
 """Channels in a block by instruction set: avx2 stands for any x86-64 without AVX-512, 0 for no blocks."""
-DOMAIN = "com.microsoft.nchwc:"
 _CONVOLUTIONS = frozenset({"Conv", "com.microsoft:FusedConv"})
 
 
@@ -69,14 +68,14 @@ class _Blocking:
         if id(tensor) not in self.reordered:
             batch, channels, *size = tensor.shape
             made = self.reordered[id(tensor)] = Tensor((batch, self.padded(channels), *size))
-            self.done.append(Node(DOMAIN + "ReorderInput", [tensor], [made], (("channels_last", 0),), (None,)))
+            self.done.append(Node(BLOCKED + "ReorderInput", [tensor], [made], (("channels_last", 0),), (None,)))
         return self.reordered[id(tensor)]
 
     def leave(self, given: _Blocked) -> None:
         """Make the plain tensor again, from blocks."""
         plain = next(t for t in self.keep if self.blocked.get(id(t)) is given)
         attributes = (("channels", given.channels), ("channels_last", 0))
-        self.done.append(Node(DOMAIN + "ReorderOutput", [given.tensor], [plain], attributes, (None,)))
+        self.done.append(Node(BLOCKED + "ReorderOutput", [given.tensor], [plain], attributes, (None,)))
 
     def read(self, node: Node, index: int) -> _Blocked | None:
         """Read an input in blocks where it is there so."""
@@ -110,7 +109,7 @@ class _Blocking:
             attributes["group"] = wide
         elif blocked and attributes["group"] == 1:
             each = self.padded(each)
-        node.kind = DOMAIN + "Conv"
+        node.kind = BLOCKED + "Conv"
         node.attributes = tuple(attributes.items())
         node.constants = (None, ("f", (wide, each, *kernel), None), *[("f", (wide,), None) for _ in bias])
         if blocked and self.read(node, 0) is None:
@@ -121,14 +120,14 @@ class _Blocking:
         """Whether the node stays; one that is fused into a convolution does not."""
         kind, shape = node.kind, node.ins[0].shape
         if kind in ("MaxPool", "AveragePool") and not node.ins[0].coded and len(shape) == 4 and shape[1] % self.block == 0:
-            node.kind = DOMAIN + kind
+            node.kind = BLOCKED + kind
             if self.read(node, 0) is None:
                 node.read(0, self.enter(node.ins[0]))
             self.write(node, shape[1])
             return True
         if kind == "BatchNormalization" and id(node.ins[0]) in self.blocked:
             wide = self.padded(shape[1])
-            node.kind, node.attributes = DOMAIN + "Conv", (("group", wide),)
+            node.kind, node.attributes = BLOCKED + "Conv", (("group", wide),)
             node.constants = (None, ("f", (wide, 1, 1, 1), None), ("f", (wide,), None))
             self.read(node, 0)
             self.write(node, shape[1])
@@ -150,7 +149,7 @@ class _Blocking:
             self.read(node, 0)
             self.write(node, there[0].channels)
         elif kind in ("GlobalAveragePool", "GlobalMaxPool") and shape[1] % self.block == 0:
-            node.kind = DOMAIN + kind
+            node.kind = BLOCKED + kind
             self.read(node, 0)
             self.write(node, shape[1])
         return True
@@ -163,7 +162,7 @@ class _Blocking:
         if node.kind != "Mul" and len(there) == 2:
             for given, other in (there, reversed(there)):
                 conv = given.maker
-                fits = conv.kind == DOMAIN + "Conv" and given.first_uses == 1 and "activation" not in dict(conv.attributes)
+                fits = conv.kind == BLOCKED + "Conv" and given.first_uses == 1 and "activation" not in dict(conv.attributes)
                 if fits and len(conv.ins) == 1:
                     conv.constants = (*conv.constants, *([""] if len(conv.constants) < 3 else []), None)
                     conv.ins.append(other.tensor)
@@ -178,7 +177,7 @@ class _Blocking:
     def activation(self, node: Node, given: _Blocked) -> bool:
         self.read(node, 0)
         conv = given.maker
-        if conv.kind == DOMAIN + "Conv" and given.first_uses == 1 and "activation" not in dict(conv.attributes):
+        if conv.kind == BLOCKED + "Conv" and given.first_uses == 1 and "activation" not in dict(conv.attributes):
             conv.attributes = (("activation", node.kind), ("activation_params", ()), *conv.attributes)
             self.write(node, given.channels, conv)
             return False

@@ -19,6 +19,13 @@ from onnx import TensorProto, helper
 
 from tightrope.spaces.errors import DeviceError
 
+BLOCKED = "com.microsoft.nchwc:"
+"""Domain of operators on channels in blocks."""
+SUMMING = frozenset({BLOCKED + "Conv", "com.microsoft:FusedConv"})
+IN_PLACE = frozenset("Cast Clip Elu HardSigmoid LeakyRelu LogSoftmax Relu Selu Sigmoid Softmax Softplus Softsign Tanh".split())
+"""Operators that write over their input where nothing reads it any more."""
+OVER = "over "
+"""What the name of an output begins with that takes the memory of the input that the rest names."""
 DOMAINS = {"": 20, "com.microsoft": 1, "com.microsoft.nchwc": 1}
 _TYPES: dict[str, tuple[int, Any]] = {
     "f": (TensorProto.FLOAT, np.float32), "u": (TensorProto.UINT8, np.uint8), "s": (TensorProto.INT8, np.int8),
@@ -119,30 +126,47 @@ class Node:
 
 
 Key = tuple[str, tuple[int, ...]]
+
+
+def written_over(kind: str, tensors: int) -> int | None:
+    """Which of the tensors that a node reads it writes over where nothing reads it any more: a convolution what it adds to."""
+    if kind in SUMMING:
+        return 1 if tensors > 1 else None
+    return 0 if kind in IN_PLACE else None
+
+
 ITEM_BYTES = {"f": 4, "i": 4, "l": 8}
 """Bytes of an item by the letter of its type; other types have one."""
-_TENSOR = re.compile(r"=?([a-z]):([\d,*]*)")
+_TENSOR = re.compile(r"(=?)([a-z]):([\d,*]*)")
+CONSTANT, READ, MADE = range(3)
 
 
 @cache
-def _tensors(family: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    """For each tensor that a node reads or makes, its bytes but for the sizes that follow the policy, and the places of these."""
+def _tensors(family: str) -> tuple[tuple[int, int, tuple[int, ...]], ...]:
+    """For each tensor of a node: whether it is constant, read or made, its bytes but for sizes that follow the policy, and their
+    places."""
     attributes, _, tensors = family.partition("}(")
     found, place = [], attributes.count("*")
-    for part in re.split(r";|\)->", tensors):
-        if match := _TENSOR.match(part):
-            shape = [size for size in match[2].split(",") if size]
-            fixed = prod(int(size) for size in shape if size != "*")
-            found.append((ITEM_BYTES.get(match[1], 1) * fixed, tuple(range(place, place + shape.count("*")))))
-        place += part.count("*")
+    inputs, _, outputs = tensors.partition(")->")
+    for made, parts in enumerate((inputs, outputs)):
+        for part in parts.split(";"):
+            if match := _TENSOR.match(part):
+                shape = [size for size in match[3].split(",") if size]
+                fixed = ITEM_BYTES.get(match[2], 1) * prod(int(size) for size in shape if size != "*")
+                role = MADE if made else CONSTANT if match[1] else READ
+                found.append((role, fixed, tuple(range(place, place + shape.count("*")))))
+            place += part.count("*")
     return tuple(found)
 
 
 def bytes_of(family: str, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Bytes of all tensors, constants too, that nodes of a family read and make, at `n x k` sizes."""
-    found = np.zeros(len(sizes), np.int64)
-    for fixed, places in _tensors(family):
-        found += fixed * sizes[:, places].prod(axis=1)
+    """Bytes of constants, of tensors that are read, and of those that are made, `3 x n`, of nodes of a family at `n x k` sizes."""
+    found = np.zeros((3, len(sizes)), np.int64)
+    for role, fixed, places in _tensors(family):
+        each = np.full(len(sizes), fixed)
+        for place in places:
+            each *= sizes[:, place]
+        found[role] += each
     return found
 
 
@@ -195,6 +219,9 @@ def _written(value: Any, sizes: list[int]) -> str:
 def model(family: str, sizes: Sequence[int]) -> onnx.ModelProto:
     """The model of one node; constants are zeros of their shape unless the family has their values.
 
+    A node that writes over an input in a network has to be given its memory for the output, whose name says so (`OVER`): with
+    memory of its own, a convolution first copies what it adds to, which can take as long as the rest.
+
     Raises:
         DeviceError: the text is not a family, or has another number of sizes.
     """
@@ -227,10 +254,14 @@ def model(family: str, sizes: Sequence[int]) -> onnx.ModelProto:
         elif given:
             letter, shape = given.split(":")
             inputs.append(helper.make_tensor_value_info(name, _TYPES[letter][0], filled(shape)))
+    over = written_over(match["kind"] if not match["domain"] else f"{match['domain']}:{match['kind']}", len(inputs))
     outputs = []
     for index, given in enumerate(match["outputs"].split(";")):
         letter, shape = given.split(":")
-        outputs.append(helper.make_tensor_value_info(f"o{index}", _TYPES[letter][0], filled(shape)))
+        name, kind, dims = f"o{index}", _TYPES[letter][0], filled(shape)
+        if over is not None and index == 0 and inputs[over] == helper.make_tensor_value_info(inputs[over].name, kind, dims):
+            name = OVER + inputs[over].name
+        outputs.append(helper.make_tensor_value_info(name, kind, dims))
     node = helper.make_node(match["kind"], names, [o.name for o in outputs], domain=match["domain"] or "", **made)
     graph = helper.make_graph([node], "node", inputs, outputs, constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid(d, v) for d, v in DOMAINS.items()], ir_version=10)

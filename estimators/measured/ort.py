@@ -26,7 +26,7 @@ from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.network import Layer, Network
 from tightrope.spaces.policy import Policy
 
-LOWERING = 6  # counts up when the exporter or the lowering changes, so that nets timed before are not compared with those after
+LOWERING = 7  # counts up when the exporter or the lowering changes, so that nets timed before are not compared with those after
 
 
 class Source(Protocol):

@@ -166,7 +166,7 @@ class TestOrtCpu(DeviceContract):
         other.prepare(network, Space.build(network, other.pairs), Source(), cache=tmp_path)
         (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
         assert "left out of the latency table" in warning and torn.name in warning
-        other.known(network).fitted.weights[fitted.KINDS] = 0.5  # mixing costs, whatever it does on this machine
+        other.known(network).fitted.weights[[fitted.MIXING, fitted.FETCHING]] = 0.5  # whatever they cost on this machine
         told = [c.latency_ms for c in other.estimate_many(network, policies)]
         assert told == pytest.approx([sum(other.known(network).fitted.shares(p)) for p in policies], rel=1e-6)
         assert torn.read_bytes() == before  # nothing was timed anew

@@ -1,6 +1,9 @@
 """Policies lower to the nodes that ONNX Runtime really runs."""
 
+import base64
+import bz2
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,6 +13,7 @@ from handmade import Handmade, Recorder, mobilenet, resnet8, vit
 from payloads import random_payload
 
 from tightrope.compressors.export.onnx import write
+from tightrope.estimators.measured import runner
 from tightrope.estimators.measured.actual import actual, predicted
 from tightrope.estimators.measured.clock import Runner, low_quartile, measure, noise_floor, time_rounds
 from tightrope.estimators.measured.layouts import BLOCKS, block_layouts
@@ -135,11 +139,45 @@ def test_the_plan_keeps_sizes_as_forms_over_widths() -> None:
     assert sum(isinstance(s, Call) for s in plan.steps) == len(net.layers)
 
 
+def on_device(one: onnx.ModelProto) -> runner.Model:
+    """The model as the runner of a probe job loads it."""
+    packed = base64.b64encode(bz2.compress(one.SerializeToString())).decode()
+    return runner.Model({"optimise": False, "model": packed})
+
+
 def test_what_is_not_a_family_is_refused() -> None:
     with pytest.raises(DeviceError, match="not the family"):
         model("Relu", ())
     with pytest.raises(DeviceError, match="has 1 sizes, got 2"):
         model("Relu{}(f:*)->f:8", (8, 8))
+
+
+SUM = "com.microsoft.nchwc:Conv{kernel_shape=[1,1]}(f:1,16,8,8;=f:16,16,1,1;=f:16;f:1,16,8,8)->f:1,16,8,8"
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        (SUM, "over i3"),
+        (SUM.replace("com.microsoft.nchwc:Conv", "com.microsoft:FusedConv"), "over i3"),
+        (SUM.replace(";f:1,16,8,8)", ")"), "o0"),  # nothing is added
+        ("Relu{}(f:1,8)->f:1,8", "over i0"),
+        ("Cast{to=6}(f:1,8)->i:1,8", "o0"),
+        ("Add{}(f:1,8;f:1,8)->f:1,8", "o0"),
+    ],
+)
+def test_the_output_takes_the_memory_that_it_takes_in_a_net(family: str, name: str) -> None:
+    (made,) = model(family, ()).graph.output
+    assert made.name == name
+    Runner(model(family, ()), optimise=False).visit()
+
+
+@pytest.mark.parametrize("load", [lambda m: Runner(m, optimise=False), on_device])
+def test_a_convolution_adds_to_the_memory_of_its_sum(load: Callable[[onnx.ModelProto], Any]) -> None:
+    loaded = load(model(SUM, ()))  # has run it once: 16 inputs of 1 and a bias of 1 on top of 1
+    loaded.visit()
+    (found,) = loaded.binding.copy_outputs_to_cpu()
+    assert np.unique(found).tolist() == [1 + 3 * 17]
 
 
 # --- the clock --------------------------------------------------------------------------------------------------------

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 
 from tightrope.estimators.measured.fitted import (
+    CACHE,
     FLOATS,
     INTEGERS,
     KINDS,
+    MIB,
     MOVES,
     WIDE,
     WIDE_FLOATS,
     columns,
-    kinds,
     nearest_sum,
     quiet,
     surely,
+    traits,
 )
 from tightrope.estimators.measured.grid import Axis, Grid, counted, design, output_column
 from tightrope.estimators.measured.nodes import bytes_of
@@ -255,32 +257,42 @@ def test_the_interval_holds_where_each_net_has_an_error_of_its_own() -> None:
 
 def test_single_nets_do_not_pull_the_fit() -> None:
     rng = np.random.default_rng(0)
-    features = np.zeros((40, KINDS + 1))
-    features[:, :-1], features[:, -1] = rng.uniform(0.1, 1, (40, KINDS)), rng.integers(20, 60, 40)
-    truth = np.array([1.1, 1.3, 0.8, 1.0, 0.6, 0.9, 0.5, 0.001])
-    integers, floats = features[:, INTEGERS], features[:, FLOATS] + features[:, WIDE_FLOATS]
-    times = np.insert(features, KINDS, integers * floats / (integers + floats), axis=1) @ truth
+    times, weights, made, nodes = rng.uniform(0.1, 1, (40, KINDS)), *rng.uniform(0, 2 * CACHE, (2, 40)), rng.integers(20, 60, 40)
+    integers, floats = times[:, INTEGERS], times[:, FLOATS] + times[:, WIDE_FLOATS]
+    again = weights * np.maximum(1 - CACHE / (weights + made), 0)
+    truth = np.array([1.1, 1.3, 0.8, 1.0, 0.6, 0.9, 0.5, 0.2, 0.001])
+    features = np.column_stack([times, weights, made, nodes])
+    times = np.column_stack([times, integers * floats / (integers + floats), again / MIB, nodes]) @ truth
     times[3] *= 1.6
     assert nearest_sum(columns(features) / times[:, None]) == pytest.approx(truth, rel=0.1)
 
 
 def test_a_kind_of_nodes_has_the_scale_of_the_others_where_no_net_tells() -> None:
     rng = np.random.default_rng(0)
-    features = np.zeros((20, KINDS + 1))
+    features = np.zeros((20, KINDS + 3))
     features[:, 0], features[:, -1] = rng.uniform(0.1, 1, 20), rng.integers(20, 60, 20)
     found = nearest_sum(columns(features) / (1.1 * features[:, 0] + 0.001 * features[:, -1])[:, None])
-    assert found == pytest.approx([1.1] * KINDS + [0.0, 0.001], rel=0.03)
+    assert found == pytest.approx([1.1] * KINDS + [0.0, 0.0, 0.001], rel=0.03)
+
+
+def test_weights_are_fetched_anew_where_a_net_is_larger_than_the_cache() -> None:
+    features = np.zeros((4, KINDS + 3))
+    features[:, KINDS], features[:, KINDS + 1] = [0, CACHE / 4, CACHE, CACHE / 2], [4 * CACHE, CACHE / 4, CACHE, 1e9]
+    assert columns(features)[:, KINDS + 1] == pytest.approx(np.array([0, 0, CACHE / 2, CACHE / 2]) / MIB, rel=0.01)
 
 
 def test_what_a_node_holds_is_counted_in_bytes() -> None:
-    conv_bytes = 9 * 9 * 8 + 9 * 9 * 16 + (4 + 1) + 8 * 16 * 9 + 4 * 16  # activations, scale and zero, weights, their scales
-    assert bytes_of(CONV, np.array([conv(8, 16)])).tolist() == [conv_bytes]
-    assert bytes_of("Gemm{transB=1}(f:2,3;=f:4,3;=l:2=*,0)->f:2,4", np.array([[7]])).tolist() == [4 * (6 + 12 + 8) + 16]
-    assert bytes_of(RELU, np.array([[8, 8], [16, 16]])).tolist() == [4 * 81 * 16, 4 * 81 * 32]
+    conv_bytes = (4 + 1) + 8 * 16 * 9 + 4 * 16  # scale and zero of activations, weights, their scales
+    assert bytes_of(CONV, np.array([conv(8, 16)])).tolist() == [[conv_bytes], [9 * 9 * 8], [9 * 9 * 16]]
+    gemm = "Gemm{transB=1}(f:2,3;=f:4,3;=l:2=*,0)->f:2,4"
+    assert bytes_of(gemm, np.array([[7]])).tolist() == [[4 * 12 + 16], [4 * 6], [4 * 8]]
+    assert bytes_of(RELU, np.array([[8, 8], [16, 16]])).tolist() == [[0, 0], *2 * [[4 * 81 * 8, 4 * 81 * 16]]]
     large = np.array([[2000, 2000], [4000, 4000]])
-    assert kinds(RELU, large).tolist() == [0, WIDE] and kinds(RELU, large[:1]).tolist() == [0]
-    assert kinds("com.microsoft.nchwc:ReorderInput{channels_last=0}(f:1,*,9,9)->f:1,*,9,9", large).tolist() == [MOVES, WIDE]
-    assert kinds("Gemm{}(f:1,*,9,9)->f:1,*,9,9", large).tolist() == [FLOATS, WIDE_FLOATS]
+    made = [4 * 81 * 2000, 4 * 81 * 4000]
+    assert traits(RELU, large).tolist() == [[0, WIDE], [0, 0], made] and traits(RELU, large[:1]).tolist() == [[0], [0], made[:1]]
+    reorder = "com.microsoft.nchwc:ReorderInput{channels_last=0}(f:1,*,9,9)->f:1,*,9,9"
+    assert traits(reorder, large)[0].tolist() == [MOVES, WIDE]
+    assert traits("Gemm{}(f:1,*,9,9)->f:1,*,9,9", large)[0].tolist() == [FLOATS, WIDE_FLOATS]
 
 
 @pytest.mark.parametrize(
@@ -294,4 +306,4 @@ def test_what_a_node_holds_is_counted_in_bytes() -> None:
 )
 def test_operators_are_told_apart_by_what_they_do(kind: int, operators: str) -> None:
     for operator in operators.split():
-        assert kinds(f"{operator}{{}}(f:1,*)->f:1,*", np.array([[8, 8]])).tolist() == [kind], operator
+        assert traits(f"{operator}{{}}(f:1,*)->f:1,*", np.array([[8, 8]]))[0].tolist() == [kind], operator
