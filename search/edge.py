@@ -33,9 +33,10 @@ def edge(problem: Problem, count: int = TIMED) -> list[Policy]:
 def tightened(problem: Problem, setting: "Setting") -> Limits:
     """The problem's limits, that on latency tightened by what the estimates miss at the edge of the budget.
 
-    Policies there are built and timed in the same rounds as the dense model. What counts is the ratio to dense, measured over
-    estimated; the limit is divided by what `MOSTLY` of them stay below, and never loosened. So the policies that a search ends
-    with measure within the budget, whatever the table's errors have in common there. Nothing is done on a device that is a model.
+    Policies there are built and timed in the same rounds as the dense model. What counts is the ratio to dense, the upper end of
+    its measured interval over the estimate, since that end is held to the budget once the search is over (`finish.py`); the limit
+    is divided by what `MOSTLY` of them stay below, and never loosened. So the policies that a search ends with measure within the
+    budget, whatever the table's errors have in common there. Nothing is done on a device that is a model.
     """
     if "latency_ms" not in dict(problem.limits.top) or not setting.measured:
         return problem.limits
@@ -43,7 +44,7 @@ def tightened(problem: Problem, setting: "Setting") -> Limits:
     policies = edge(problem)
     measured = timed(policies, problem.space.dense, setting)
     whole = problem.dense_cost.latency_ms
-    missed = [ratio / (problem.cost(p).latency_ms / whole) for p, (ratio, _, _) in zip(policies, measured, strict=True)]
+    missed = [high / (problem.cost(p).latency_ms / whole) for p, (_, _, high) in zip(policies, measured, strict=True)]
     factor = float(np.clip(np.quantile(missed, MOSTLY), 1.0, MOST))
     log.info("policies at the edge of the budget take %.3f of their estimates; the search is held to as much less", factor)
     return Limits(tuple((metric, most / factor if metric == "latency_ms" else most) for metric, most in problem.limits.top))
