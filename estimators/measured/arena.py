@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from tightrope.estimators.measured.lowering import INTEGER
 from tightrope.estimators.measured.nodes import BLOCKED, ITEM_BYTES, Node, Tensor, written_over
 
 STEP = 256  # bytes that sizes are rounded up to
@@ -86,6 +87,9 @@ def _stages(nodes: Sequence[Node]) -> list[tuple[int, ...]]:
     def of(node: Node) -> tuple[int, ...]:
         kind, source = node.kind, node.ins[0] if node.ins else None
         made = source.maker.kind if source is not None and source.maker is not None else ""
+        first = id(_plain(source)) not in decoded
+        if kind == "DequantizeLinear" or kind in INTEGER:
+            decoded.update(id(_plain(t)) for t in node.ins if t.coded)
         if kind.startswith(BLOCKED):
             return (4,) if kind.endswith("ReorderOutput") else (3,) if kind.endswith("ReorderInput") else (0, 3)
         if kind == "com.microsoft:QLinearConv":
@@ -94,15 +98,21 @@ def _stages(nodes: Sequence[Node]) -> list[tuple[int, ...]]:
             if kind != "DequantizeLinear":
                 moved.add(id(node.out))
             return (6,)
-        if kind == "Transpose" and node.out.coded and len(node.out.shape) == 4:
+        if kind == "Transpose" and node.out.coded and not node.raw:
             return (5,)
-        if kind == "DequantizeLinear" and id(source) in decoded:
-            return (1,)
         if kind == "DequantizeLinear":
-            decoded.add(id(source))
+            return (0,) if first else (1,)
         return (0, 2) if kind.startswith("com.microsoft:") else (0,)
 
     return [of(node) for node in nodes]
+
+
+def _plain(tensor: Tensor | None) -> Tensor | None:
+    """The codes that a Transpose has laid out otherwise, or the tensor itself."""
+    maker = None if tensor is None else tensor.maker
+    if maker is not None and maker.kind == "Transpose" and maker.out.coded and not maker.raw:
+        return maker.ins[0]
+    return tensor
 
 
 # --- tensors between nodes ----------------------------------------------------------------------------------------------
