@@ -322,20 +322,16 @@ class Fitted:
         for place, who in flat.who.items():
             family, columns = patterns.patterns[place]
             by_family.setdefault(family, []).append((who, columns))
-        count, wide = len(batch), KINDS + 3
-        flows = np.zeros((2, count))
-        rows, times = [np.zeros(0, np.int64)], [np.zeros(0)]  # each node's place in what is found, flat, and its time
+        nodes = [(np.zeros(0, np.int64), np.zeros((3, 0), np.int64), np.zeros(0))]  # who has each, its traits, its time
         for family, parts in by_family.items():
             who = np.concatenate([w for w, _ in parts])
             sizes = np.concatenate([flat.sizes[w[:, None], columns] for w, columns in parts])
-            kind, *flow = traits(family, sizes)
-            rows.append(who * wide + kind)
-            times.append(np.rint(self.table.times(family, sizes) * PER_MS))
-            flows += [np.bincount(who, each, count) for each in flow]
-        row = np.concatenate(rows)
-        found = np.asarray(np.bincount(row, np.concatenate(times), count * wide), np.float64).reshape(count, wide)
-        found[:, KINDS:-1] = flows.T
-        found[:, -1] = np.bincount(row // wide, minlength=count)
+            nodes.append((who, traits(family, sizes), np.rint(self.table.times(family, sizes) * PER_MS)))
+        whose, (kind, *flows), times = (np.concatenate(parts, axis=-1) for parts in zip(*nodes, strict=True))
+        found, count = np.empty((len(batch), KINDS + 3)), len(batch)
+        found[:, :KINDS] = np.bincount(whose * KINDS + kind, times, count * KINDS).reshape(count, KINDS)
+        found[:, KINDS:-1] = np.stack([np.bincount(whose, flow, count) for flow in flows], axis=1)
+        found[:, -1] = np.bincount(whose, minlength=count)
         found[~flat.told] = np.nan
         return found
 
