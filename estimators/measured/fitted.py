@@ -21,7 +21,7 @@ from tightrope.estimators.measured.grid import Design, Ints, design
 from tightrope.estimators.measured.nodes import CONSTANT, MADE, Key, bytes_of
 from tightrope.estimators.measured.patterns import Patterns, Told, learn
 from tightrope.estimators.measured.sampling import mixed, probes, rounds_of
-from tightrope.estimators.measured.table import Table, Untimed, designs, pooled
+from tightrope.estimators.measured.table import Table, Untimed, designs, typical
 from tightrope.estimators.threads import one_blas_thread
 from tightrope.spaces.batch import Batch
 from tightrope.spaces.errors import DeviceError
@@ -218,12 +218,10 @@ class Fitted:
             yield chosen, whole, samples[:, len(known) :], reference, empty
 
     def _references(self) -> list[Reference]:
-        """The dense net and nets of the fit, evenly from the shortest to the longest, with their typical ratio of a turn: that of
-        `nets` is the low quartile over all turns."""
-        nets = sorted(self.table.nets, key=self.table.nets.__getitem__)
+        """The dense net and nets of the fit, evenly from the shortest to the longest."""
+        nets = sorted(self.table.nets.items(), key=lambda net: net[1])
         spread = [nets[i] for i in np.linspace(0, len(nets) - 1, REFERENCES - 1).round().astype(int).tolist()]
-        typical = [float(np.exp(np.mean(np.log(self.table.by_pass(name, PASSES * TURNS))))) for name in spread]
-        return [(self.space.dense, 1.0), *((Policy.from_json(json.loads(n)), x) for n, x in zip(spread, typical, strict=True))]
+        return [(self.space.dense, 1.0), *((Policy.from_json(json.loads(name)), ratio) for name, ratio in spread)]
 
     @one_blas_thread()
     def timed(self, policies: Sequence[Policy], *, seed: int = 0) -> tuple[Float, float]:
@@ -244,7 +242,7 @@ class Fitted:
                 for index, column in zip(chosen, own.T.tolist(), strict=True):
                     ratios[index].append(column)
         first, last, times = (
-            np.array([pooled(passes[part]) for passes in ratios])
+            np.array([typical(passes[part]) for passes in ratios])
             for part in (slice(CARE * TURNS), slice(-CARE * TURNS, None), slice(None))
         )  # fmt: skip
         return self.table.dense_ms * times, float(np.mean(np.abs(first / last - 1)))

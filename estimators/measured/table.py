@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from statistics import median
 from typing import Any, get_args
 
 import numpy as np
@@ -89,13 +90,19 @@ def pooled(passes: Sequence[Sequence[float]]) -> float:
     return below + share * (above - below)
 
 
+def typical(passes: Sequence[Sequence[float]]) -> float:
+    """The median over passes of the low quartile of each."""
+    return median(pooled([samples]) for samples in passes)
+
+
 class Table:
     """Times of nodes in milliseconds; `nets` are whole nets that were timed, by their policy's JSON, as ratios to the
     dense one, and `held` ones that no fit may see.
 
-    What is timed in several passes, some time apart, has a line for each, and the low quartile over all is its time: a neighbour
-    that takes the shared cache for some seconds then falls on one of them. `fingerprint` says for what the table holds; another
-    one never matches in silence.
+    What is timed in several passes, some time apart, has a line for each: a neighbour that takes the shared cache for some seconds
+    falls on one of them. A node's time is the low quartile over all. A net's ratio is the median of the passes', since the dense
+    net's noise is in it too, and a low quartile is the lower the more noise there is. `fingerprint` says for what the table holds;
+    another one never matches in silence.
     """
 
     def __init__(self, path: Path | None, fingerprint: Mapping[str, Any]) -> None:
@@ -297,7 +304,7 @@ class Table:
         policy = held or fields.take("net", str)
         passes = self._ratios.setdefault(policy, [])
         passes.append([x / dense for x in samples])
-        (self.held if held else self.nets)[policy] = pooled(passes)
+        (self.held if held else self.nets)[policy] = typical(passes)
         self._dense.append(dense)
 
     def turns(self, policy: str) -> int:
@@ -309,7 +316,7 @@ class Table:
         are no more."""
         found = self._ratios[policy]
         turns = max(1, len(found) // passes)
-        return [pooled(found[start : start + turns]) for start in range(0, len(found), turns)]
+        return [typical(found[start : start + turns]) for start in range(0, len(found), turns)]
 
     @property
     def dense_ms(self) -> float:

@@ -210,7 +210,8 @@ def test_what_is_no_table_is_an_error(tmp_path: Path, head: str) -> None:
 def test_whole_nets_and_completion_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "table.jsonl"
     table = filled(path)
-    table.add_nets(['{"policy":1}'], np.full((4, 1), 1.001), 0.5, 0.001, 2.001)
+    for ms in (1.001, 1.801, 1.001):  # a neighbour falls on one pass
+        table.add_nets(['{"policy":1}'], np.full((4, 1), ms), 0.5, 0.001, 2.001)
     table.add_nets(['{"policy":2}'], np.full((4, 1), 3.001), 1.0, 0.001, 4.001, held=True)
     table.finish()
     again = Table(path, MARK)
