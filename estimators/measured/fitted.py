@@ -205,23 +205,26 @@ class Fitted:
         self, policies: Sequence[Policy], references: Sequence[Reference], rng: np.random.Generator
     ) -> Iterator[Beside]:  # fmt: skip
         """Time nets in chunks of random order, each beside nets whose ratios to the dense one are known: they tell what that takes,
-        by their geometric mean."""
+        by their geometric mean. One that is there several times counts as one."""
         order = rng.permutation(len(policies)).tolist()
         known, ratios = [p for p, _ in references], np.array([ratio for _, ratio in references])
+        heavy = np.array([1 / known.count(p) for p in known])
         for start in range(0, len(order), CHUNK_NETS):
             chosen = order[start : start + CHUNK_NETS]
             nets = {p: self.runtime.net(p) for p in dict.fromkeys(known + [policies[i] for i in chosen])}
             runners = [nets[p] for p in known] + [nets[policies[i]] for i in chosen]
             samples, reference, empty = rounds_of(runners, NET_ROUNDS, rng, self.runtime.steady())
             alone = np.maximum(low_quartile(samples[:, : len(known)]) - empty, TINY)
-            whole = empty + float(np.exp(np.mean(np.log(alone / ratios))))
+            whole = empty + float(np.exp(np.average(np.log(alone / ratios), weights=heavy)))
             yield chosen, whole, samples[:, len(known) :], reference, empty
 
     def _references(self) -> list[Reference]:
-        """The dense net and nets of the fit, evenly from the shortest to the longest."""
+        """The dense net and nets of the fit, evenly from the shortest to the longest; the dense one as often among those that are
+        timed as in the fit, since nets that mix integers and floating point take longer the more often it runs in between."""
         nets = sorted(self.table.nets.items(), key=lambda net: net[1])
         spread = [nets[i] for i in np.linspace(0, len(nets) - 1, REFERENCES - 1).round().astype(int).tolist()]
-        return [(self.space.dense, 1.0), *((Policy.from_json(json.loads(name)), ratio) for name, ratio in spread)]
+        dense = round(DENSE_TURNS * (len(spread) + CHUNK_NETS) / CHUNK_NETS)
+        return [(self.space.dense, 1.0)] * dense + [(Policy.from_json(json.loads(name)), ratio) for name, ratio in spread]
 
     @one_blas_thread()
     def timed(self, policies: Sequence[Policy], *, seed: int = 0) -> tuple[Float, float]:

@@ -171,15 +171,13 @@ class Grid:
         self._times = np.full([len(axis.values) for axis in axes], np.nan)
         for point, time in known.items():
             self._times[tuple(axis.values.index(v) for axis, v in zip(axes, point, strict=True))] = time
-        self._between: list[dict[int, tuple[int, int, float]]] = [{} for _ in axes]
+        self._places = [_Places(axis) for axis in axes]
 
     def at(self, sizes: Ints) -> Floats:
         """The times at `n x k` sizes; NaN beyond the grid, or where points of it were not timed."""
         corners: list[list[tuple[Ints, Floats]]] = []
-        for axis, between in zip(self.axes, self._between, strict=True):
-            found, inverse = np.unique(sizes[:, axis.column], return_inverse=True)
-            places = [between.get(size) or between.setdefault(size, _between(axis, size)) for size in found.tolist()]
-            low, high, share = (np.array(column)[inverse] for column in zip(*places, strict=True))
+        for axis, places in zip(self.axes, self._places, strict=True):
+            low, high, share = places(sizes[:, axis.column])
             corners.append([(low, 1 - share), (high, share)])
         total = np.zeros(len(sizes))
         for corner in product(*corners):
@@ -189,6 +187,20 @@ class Grid:
             time = self._times[tuple(place for place, _ in corner)] if corner else self._times[()]
             total = total + np.where(share == 0, 0.0, share * time)
         return total
+
+
+class _Places:
+    """Places of the timed values of an axis around sizes, and the share of the upper one: looked up when a size is first met."""
+
+    def __init__(self, axis: Axis) -> None:
+        self._axis, count = axis, axis.values[-1] + 2  # the last stands for all beyond
+        self._low, self._high, self._share = np.full(count, -1), np.zeros(count, np.int64), np.empty(count)
+
+    def __call__(self, sizes: Ints) -> tuple[Ints, Ints, Floats]:
+        sizes = np.minimum(sizes, len(self._low) - 1)
+        for size in np.unique(sizes[self._low[sizes] < 0]).tolist():
+            self._low[size], self._high[size], self._share[size] = _between(self._axis, size)
+        return self._low[sizes], self._high[sizes], self._share[sizes]
 
 
 def _between(axis: Axis, size: int) -> tuple[int, int, float]:
