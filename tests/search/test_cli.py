@@ -6,7 +6,6 @@ import json
 import logging
 import subprocess
 import sys
-import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,11 +79,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "net"
 
 
-def test_help_answers_at_once() -> None:
-    alone("--help")  # compiled and cached
-    start = time.perf_counter()
-    done = alone("--help")
-    assert done.returncode == 0 and time.perf_counter() - start < 10  # under a second where the machine is its own
+def test_help_answers_without_loading_what_takes_seconds() -> None:
+    heavy = "{'torch', 'ray', 'optuna', 'onnxruntime'}"
+    code = f"import sys; from tightrope.search import cli\ntry: cli.main()\nfinally: assert not {heavy} & {{*sys.modules}}"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
     for command in ("demo", "search", "resume", "front", "export", "estimate", "devices"):
         assert command in done.stdout
 
