@@ -125,9 +125,6 @@ class Node:
         tensor.maker = self
 
 
-Key = tuple[str, tuple[int, ...]]
-
-
 def written_over(kind: str, tensors: int) -> int | None:
     """Which of the tensors that a node reads it writes over where nothing reads it any more: a convolution what it adds to."""
     if kind in SUMMING:
@@ -135,6 +132,7 @@ def written_over(kind: str, tensors: int) -> int | None:
     return 0 if kind in IN_PLACE else None
 
 
+Key = tuple[str, tuple[int, ...]]
 ITEM_BYTES = {"f": 4, "i": 4, "l": 8}
 """Bytes of an item by the letter of its type; other types have one."""
 _TENSOR = re.compile(r"(=?)([a-z]):([\d,*]*)")
