@@ -14,7 +14,7 @@ from tightrope.spaces import Policy
 
 
 def clock(problem: Problem, factor: float) -> Any:
-    """What stands in for the clock: the intervals of all policies but dense end at `factor` of their estimates, give or take 1 %."""
+    """What stands in for the clock: intervals of all but dense end at `factor` of their estimates, give or take 1 %."""
     rng = np.random.default_rng(0)
 
     def timed(policies: list[Policy], dense: Policy, setting: Any) -> list[tuple[float, float, float]]:
