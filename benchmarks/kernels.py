@@ -136,7 +136,7 @@ def torch_peers(m: int, k: int, n: int) -> dict[str, Call]:
 
 def linears(m: int, k: int, n: int, rounds: int) -> dict[str, float]:
     x = torch.randn(m, k)
-    layers = {f"w{bits}": ours(bits, k, n) for bits in BITS} | {"w4row": ours(4, k, n, 0)}
+    layers = {f"w{bits}": ours(bits, k, n) for bits in BITS} | {f"w{bits}row": ours(bits, k, n, 0) for bits in (4, 8)}
     op = torch.ops.tightrope.quant_linear.default
     calls: dict[str, Call] = {
         name: partial(op, x, layer.packed, layer.bias, n, layer.bits, layer.group) for name, layer in layers.items()

@@ -311,13 +311,6 @@ class Table:
         """How often a net was timed."""
         return len(self._ratios.get(policy, ()))
 
-    def by_pass(self, policy: str, passes: int) -> list[float]:
-        """The ratio to the dense net in each of so many passes, that the times a net was timed fall into; of each time if there
-        are no more."""
-        found = self._ratios[policy]
-        turns = max(1, len(found) // passes)
-        return [typical(found[start : start + turns]) for start in range(0, len(found), turns)]
-
     @property
     def dense_ms(self) -> float:
         """Milliseconds of the dense net: the median of the runs that it was timed in."""
