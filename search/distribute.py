@@ -154,15 +154,18 @@ class Worker:
     def run(self, number: int, policy: Policy, rival: Rival | None) -> Outcome:
         return score(self._evaluator, number, policy, rival)
 
+    def answer(self) -> None:
+        """Raises in the driver where this worker is no more."""
+
 
 class RayPool:
     """Scores on Ray actors, one core each.
 
     The payload is put into Ray's object store once; every worker maps it, on other machines a copy of it there. A policy whose
-    worker dies (killed, out of memory, or gone with its machine) is tried again on another, `retries` times, then failed; the
-    dead one is replaced as soon as there is a core for it, and until then those that are left go on. `slots` is above the
-    number of workers, so that a policy waits for whoever is free while the agent thinks and while an earlier trial is still to
-    be told; with one worker it is not.
+    worker dies (killed, out of memory, or gone with its machine) is tried again on another that has answered since, `retries`
+    times, then failed; the dead one is replaced as soon as there is a core for it, and until then those that are left go on.
+    `slots` is above the number of workers, so that a policy waits for whoever is free while the agent thinks and while an earlier
+    trial is still to be told; with one worker it is not.
 
     Args:
         address: of a running cluster, `host:port` or `auto`; None or `local` starts Ray here, unless it already runs in this
@@ -194,7 +197,8 @@ class RayPool:
         if self._owned:
             _start(workers, address, sum(a.nbytes for a in arrays.values()))
         self._idle: list[ActorHandle[Any]] = []
-        self._busy: dict[Any, tuple[ActorHandle[Any], Job | None, int]] = {}  # with a policy, or being built; and how often tried
+        # with a policy, or being built or asked whether they live; and how often that was tried
+        self._busy: dict[Any, tuple[ActorHandle[Any], Job | None, int]] = {}
         self._waiting: deque[tuple[Job, int]] = deque()
         self._events: SimpleQueue[Job | Future[Any] | None] = SimpleQueue()  # policies handed over and futures done
         self._outcomes: SimpleQueue[Outcome | BaseException] = SimpleQueue()
@@ -299,6 +303,9 @@ class RayPool:
         else:
             _log.warning("the worker of trial %d died and the trial is tried again: %s", job[0], _reason(error))
             self._waiting.appendleft((job, tries + 1))
+        for other in self._idle:  # gone with the same machine, it would cost the policy a try
+            self._watch(other.answer.remote(), other, None, -1)
+        self._idle = []
 
     def release(self) -> None:
         if self._feeder.is_alive():

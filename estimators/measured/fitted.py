@@ -447,7 +447,7 @@ def surely(errors: Sequence[float]) -> float:
     room for what they share: a table is made at one time, and a net timed at another.
     """
     count = len(errors)
-    return float(np.mean(np.abs(errors))) * count * ((1 - SURE) ** (-1 / count) - 1)
+    return float(np.mean(np.abs(errors)) * count * ((1 - SURE) ** (-1 / count) - 1))
 
 
 def traits(family: str, sizes: Ints) -> Ints:

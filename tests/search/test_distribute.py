@@ -124,6 +124,33 @@ def test_a_policy_that_kills_every_worker_fails_and_the_search_goes_on(cluster: 
     assert sum(t.score is not None for t in trials) == 12 - len(failed)
 
 
+class OneMachine(Watched):
+    """Notes its process, and takes all that are noted with it when it meets the first policy."""
+
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        super().__init__(arrays)
+        self.folder = Path(bytes(arrays["folder"]).decode())
+        self.folder.joinpath(str(os.getpid())).touch()
+
+    def evaluate(self, policy: object) -> object:  # type: ignore[override]
+        others = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and int(p.name) != os.getpid()]
+        first = self.folder / "first"
+        if not first.exists():
+            first.touch()
+            for process in [*others, os.getpid()]:
+                os.kill(process, signal.SIGKILL)
+        return super().evaluate(policy)  # type: ignore[arg-type]
+
+
+def test_workers_that_die_together_cost_a_policy_one_try(cluster: str, tmp_path: Path) -> None:
+    folder = {"folder": np.frombuffer(str(tmp_path).encode(), np.uint8)}
+    executor = RayPool(OneMachine, payload() | folder, workers=2, retries=1)
+    executor.submit(0, SPACE.dense)
+    outcome = executor.next()
+    executor.close()
+    assert (outcome.number, outcome.failed) == (0, None)
+
+
 def test_the_shared_arrays_are_one_copy_that_nobody_can_write(cluster: str) -> None:
     base = np.random.default_rng(0).random(500_000)
     before = base.sum()
