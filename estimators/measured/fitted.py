@@ -70,6 +70,8 @@ log = logging.getLogger(__name__)
 class Runtime(Protocol):
     """What runs a network's policies, whole and unit by unit."""
 
+    block: int  # channels that its kernels work on at a time: units hang on which sizes fill such blocks
+
     def lowered(self, policy: Policy) -> list[tuple[Key, str]]:
         """The units of a policy, each with the layer or operator that it belongs to."""
         ...
@@ -404,7 +406,7 @@ def survey(
         if index < len(policies) - PLAIN:
             for (family, sizes), _ in nodes:
                 met.setdefault(family, set()).add(sizes)
-    return designs(met), learn(space.network, encode(policies), shown)
+    return designs(met), learn(space.network, encode(policies), shown, runtime.block)
 
 
 def quiet(steady: Sequence[Timed], rng: np.random.Generator) -> float:

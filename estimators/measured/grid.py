@@ -3,8 +3,9 @@
 Many of a family's sizes follow each other; those that do not are its axes. With one or two axes a product grid is timed and read
 multilinearly; with more, some of the nodes that were met are timed and the others learned from them (`learned.py`). ONNX
 Runtime's kernels work on output channels in steps of 16 and larger blocks, so along that axis every step is timed and sizes count
-as the next one; integer ones do so where 4 divides them, and take the rest one by one (15 channels cost more than 64). Elsewhere
-sizes that 16 or 8 or 4 divides run faster than others. So sizes are read among their like.
+as the next one; integer ones do so where 4 divides them, and take the rest one by one (15 channels cost more than 64). Convolutions
+in blocked layout come in whole blocks of channels, 16 or, with AVX2, 8, and each block counts. Elsewhere sizes that 16 or 8 or 4
+divides run faster than others. So sizes are read among their like.
 """
 
 import math
@@ -20,11 +21,11 @@ from numpy.typing import NDArray
 STEP = 16
 MOST_AXES = 2  # of a product grid
 MOST_STEPS, PAIRED, ALONE, RESTS, SCATTERED = 9, 3, 12, 6, 24
-"""Most values of an axis: of whole steps, of each like beside another axis, of each like alone, of each rest; nodes of other
-families."""
-Rule = Literal["", "steps", "fours", "rests"]
-"""How a size counts: as it is; up to whole steps of output channels; so only where 4 divides it; as it is, its like being the sizes
-with the same rest of 16."""
+"""Most values of an axis: of whole steps or blocks, of each like beside another axis, of each like alone, of each rest; nodes of
+other families."""
+Rule = Literal["", "blocks", "steps", "fours", "rests"]
+"""How a size counts: as it is; so too, all sizes being alike; up to whole steps of output channels; so only where 4 divides it; as
+it is, its like being the sizes with the same rest of 16."""
 Sizes = tuple[int, ...]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -49,7 +50,7 @@ def counted(size: int, rule: Rule) -> int:
 
 def like(size: int, rule: Rule) -> int:
     """What sizes have in common that take alike: the largest of 16, 8, 4, 2 and 1 that divides them, or a rest."""
-    if rule == "steps":
+    if rule in ("blocks", "steps"):
         return 0
     if rule == "fours":
         return STEP if size >= STEP and size % STEP == 0 else size % 4
@@ -125,7 +126,7 @@ def _rule(family: str, out: bool) -> Rule:
     """How a size counts in a family; `out` for its output channels."""
     integer = family.startswith(("com.microsoft:QLinearConv", "com.microsoft:QGemm"))
     if out:
-        return "fours" if integer else "steps"
+        return "fours" if integer else "blocks" if "nchwc:Conv" in family else "steps"
     return "rests" if integer and "group=*" in family else ""
 
 
@@ -135,7 +136,7 @@ def _axis(family: str, column: int, rule: Rule, met: Sizes, axes: int) -> Axis:
     found = {*direct, values[0], values[-1]}
     for kind in {like(v, rule) for v in values}:
         alike = [v for v in values if like(v, rule) == kind]
-        whole = rule == "steps" or (rule == "fours" and kind == STEP)
+        whole = rule in ("blocks", "steps") or (rule == "fours" and kind == STEP)
         found |= set(_spread(alike, MOST_STEPS if whole else RESTS if rule == "rests" else PAIRED if axes > 1 else ALONE))
     return Axis(column, rule, tuple(sorted(found)))
 

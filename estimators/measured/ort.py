@@ -26,7 +26,7 @@ from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.network import Layer, Network
 from tightrope.spaces.policy import Policy
 
-LOWERING = 7  # counts up when the exporter or the lowering changes, so that nets timed before are not compared with those after
+LOWERING = 8  # counts up when the exporter, the lowering or what is timed changes, so that what was timed before is not mixed in
 
 
 class Source(Protocol):
@@ -47,6 +47,7 @@ class OrtRuntime:
     def __init__(self, network: Network, source: Source, batch: int, isa: str) -> None:
         self.source, self.batch = source, batch
         self.lowering = Lowering(network, make(network, source.skeleton, batch), BLOCKS[isa])
+        self.block = BLOCKS[isa] or max(BLOCKS.values())
 
     def lowered(self, policy: Policy) -> list[tuple[Key, str]]:
         return [(key(node), node.layer) for node in self.lowering.nodes(policy)]

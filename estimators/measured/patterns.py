@@ -20,7 +20,7 @@ from tightrope.spaces.errors import FormatError
 from tightrope.spaces.fields import Fields
 from tightrope.spaces.network import Extent, Network
 
-BLOCK = 16
+BLOCK = 16  # of what works alike on every machine, as 4-bit weights do
 NEAR_ENOUGH = 0.95  # of the most that any split tells: the nearest such one is taken
 Pattern = tuple[str, tuple[Form, ...]]  # family of a node and the forms of its sizes
 Told = dict[str, tuple[Pattern, ...]]  # by layer or operator
@@ -37,23 +37,25 @@ def told(nodes: Sequence[Node]) -> Told:
 
 
 class Sights:
-    """What trees look at, as small whole numbers: precision and form of layers, and how sizes fill blocks."""
+    """What trees look at, as small whole numbers: precision and form of layers, and how sizes fill blocks of 16 and of `block`."""
 
-    def __init__(self, network: Network) -> None:
-        self.network, self._extents = network, Extents(network)
+    def __init__(self, network: Network, block: int) -> None:
+        self.network, self.block, self._extents = network, block, Extents(network)
+        self._blocks = list(dict.fromkeys((BLOCK, block)))
         sizes = [(e, 1) for op in network.ops for e in op.shape if e.terms]
         for layer in network.layers:
             sizes += [(e, g) for e in (layer.inputs, layer.outputs) if e.terms for g in {1, layer.groups}]
         self._sizes = list(dict.fromkeys(sizes))
 
     def __call__(self, batch: Batch) -> IntArray:
-        """`b x F` array: precision, form, and classes of the two inner widths of every layer, then classes of sizes."""
+        """`b x F` array: of every layer precision, form, and by block the classes of its two inner widths; then those of sizes."""
         whole, bits = batch.ranks == 0, batch.weight_bits
         low = np.where(bits == 32, 0, np.where(batch.act_bits == 32, 2, np.where(bits == 8, 1, 1 + bits)))
         columns = [low, batch.forms]
         inner = [inner_widths(self.network, self._extents, batch, part) for part in (0, 1)]
-        columns += [np.where(whole, 0, 1 + filling(widths)) for widths in inner]
-        sizes = [filling(self._extents.at(e, batch.widths) // by) for e, by in self._sizes]
+        columns += [np.where(whole, 0, 1 + filling(widths, block)) for block in self._blocks for widths in inner]
+        widths = [self._extents.at(e, batch.widths) // by for e, by in self._sizes]
+        sizes = [filling(size, block) for block in self._blocks for size in widths]
         return np.concatenate([*columns, np.reshape(sizes, (len(sizes), len(batch))).T], axis=1)
 
     def distances(self) -> dict[str, IntArray]:
@@ -64,8 +66,8 @@ class Sights:
             for name in op.inputs:
                 near.setdefault(name, set()).add(op.name)
         at: dict[str, list[str]] = {layer.name: [op.name for op in ops if op.layer == layer.name] for layer in self.network.layers}
-        places = [at[layer.name] for layer in self.network.layers] * 4
-        for extent, _ in self._sizes:
+        places = [at[layer.name] for layer in self.network.layers] * (2 + 2 * len(self._blocks))
+        for extent, _ in self._sizes * len(self._blocks):
             shown = [op.name for op in ops if extent in op.shape]
             places.append(shown + [n for x in self.network.layers if extent in (x.inputs, x.outputs) for n in at[x.name]])
         found = {}
@@ -75,11 +77,11 @@ class Sights:
         return found
 
 
-def filling(sizes: IntArray) -> IntArray:
-    """How sizes fill blocks of 16: one, in part (of fours or not), whole blocks, or more (of fours or not)."""
+def filling(sizes: IntArray, block: int) -> IntArray:
+    """How sizes fill blocks of so many: one, in part (of fours or not), whole blocks, or more (of fours or not)."""
     fours = sizes % 4 == 0
     small = np.where(sizes == 1, 0, np.where(fours, 1, 2))
-    return np.where(sizes < BLOCK, small, np.where(sizes % BLOCK == 0, 3, np.where(fours, 4, 5)))
+    return np.where(sizes < block, small, np.where(sizes % block == 0, 3, np.where(fours, 4, 5)))
 
 
 def inner_widths(network: Network, extents: Extents, batch: Batch, part: int) -> IntArray:
@@ -101,9 +103,9 @@ def _steps(near: Mapping[str, set[str]], start: Sequence[str]) -> dict[str, int]
 class Patterns:
     """One network's trees, by layer and operator; `leaves` are the lists of patterns that they end in."""
 
-    def __init__(self, network: Network, trees: Mapping[str, Tree], leaves: Sequence[tuple[Pattern, ...]], seen: Any) -> None:
-        self.network, self.trees, self.leaves, self.seen = network, dict(trees), list(leaves), [frozenset(s) for s in seen]
-        self.sights, self._extents = Sights(network), Extents(network)
+    def __init__(self, sights: Sights, trees: Mapping[str, Tree], leaves: Sequence[tuple[Pattern, ...]], seen: Any) -> None:
+        self.network, self.trees, self.leaves, self.seen = sights.network, dict(trees), list(leaves), [frozenset(s) for s in seen]
+        self.sights, self._extents = sights, Extents(sights.network)
         self._seen = np.zeros((len(self.seen), 1 + max((v for s in self.seen for v in s), default=0) + 1), np.bool_)
         for row, values in zip(self._seen, self.seen, strict=True):
             row[[*values]] = True  # the last place stands for what is larger
@@ -198,7 +200,7 @@ class Patterns:
         place = {family: i for i, family in enumerate(families)}
         return {
             "families": families, "forms": self._forms, "patterns": [[place[f], columns.tolist()] for f, columns in self.patterns],
-            "leaves": self._places, "trees": self.trees, "seen": [sorted(s) for s in self.seen],
+            "leaves": self._places, "trees": self.trees, "seen": [sorted(s) for s in self.seen], "block": self.sights.block,
         }  # fmt: skip
 
     @staticmethod
@@ -208,7 +210,7 @@ class Patterns:
             patterns = [(families[i], tuple(forms[c] for c in columns)) for i, columns in f.take("patterns", list)]
             leaves = [tuple(patterns[i] for i in leaf) for leaf in f.take("leaves", list)]
             trees = {str(owner): _tuples(tree) for owner, tree in f.items("trees")}
-            return Patterns(network, trees, leaves, f.take("seen", list))
+            return Patterns(Sights(network, f.take("block", int)), trees, leaves, f.take("seen", list))
         except (IndexError, TypeError, ValueError) as error:
             raise FormatError(f"{f.where} is damaged: {error}") from None
 
@@ -227,9 +229,9 @@ def _tuples(value: Any) -> Any:
     return tuple([_tuples(v) for v in value]) if isinstance(value, list) else value
 
 
-def learn(network: Network, batch: Batch, lowered: Sequence[Told]) -> Patterns:
-    """Grow the trees from policies and what they were lowered to."""
-    sights = Sights(network)
+def learn(network: Network, batch: Batch, lowered: Sequence[Told], block: int) -> Patterns:
+    """Grow the trees from policies and what they were lowered to; kernels work on blocks of so many channels."""
+    sights = Sights(network, block)
     rows = sights(batch)
     splits = [(f, int(v)) for f in range(rows.shape[1]) for values in [np.unique(rows[:, f])] if len(values) > 1 for v in values]
     shown = np.stack([rows[:, f] == v for f, v in splits], axis=1).astype(np.float32) if splits else np.zeros((len(rows), 0))
@@ -239,7 +241,7 @@ def learn(network: Network, batch: Batch, lowered: Sequence[Told]) -> Patterns:
         distance = far[owner] if owner in far else np.zeros(rows.shape[1], np.int64)
         order = np.argsort([distance[f] for f, _ in splits], kind="stable")
         trees[owner] = _grow(labels, shown[:, order], [splits[i] for i in order])
-    return Patterns(network, trees, list(leaves), [np.unique(column).tolist() for column in rows.T])
+    return Patterns(sights, trees, list(leaves), [np.unique(column).tolist() for column in rows.T])
 
 
 def _grow(labels: IntArray, shown: NDArray[Any], splits: Sequence[tuple[int, int]]) -> Tree:

@@ -94,6 +94,8 @@ def one_thread() -> Iterator[None]:
 class TorchRuntime:
     """Torch's operators, timed one by one, and whole modules."""
 
+    block = 16
+
     def __init__(self, source: Source, batch: int) -> None:
         self.source, self.batch = source, batch
 

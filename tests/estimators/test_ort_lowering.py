@@ -11,11 +11,12 @@ import onnxruntime
 import pytest
 from handmade import Handmade, Recorder, mobilenet, resnet8, vit
 from payloads import random_payload
+from told import Told
 
 from tightrope.compressors.export.onnx import write
 from tightrope.estimators.measured import runner
 from tightrope.estimators.measured.actual import actual, predicted
-from tightrope.estimators.measured.clock import Runner, low_quartile, measure, noise_floor, time_rounds
+from tightrope.estimators.measured.clock import Runner, low_quartile, measure, noise_floor, ratios, time_rounds
 from tightrope.estimators.measured.layouts import BLOCKS, block_layouts
 from tightrope.estimators.measured.lowering import Lowering, fuse_sums
 from tightrope.estimators.measured.nodes import Node, Tensor, key, model
@@ -172,15 +173,26 @@ def test_a_convolution_adds_to_the_memory_of_its_sum(load: Callable[[onnx.ModelP
 # --- the clock --------------------------------------------------------------------------------------------------------
 
 
-def test_ratios_of_equal_models_are_one_and_larger_ones_cost_more() -> None:
+def test_a_ratio_is_within_its_interval_which_narrows_with_the_rounds() -> None:
+    """Of what takes 2.5 times as long as the reference, both give or take a tenth."""
+    width = {}
+    for rounds in (20, 500):
+        names = {"dense": Told(1.0, 0.1, 1), "same": Told(1.0, 0.1, 2), "large": Told(2.5, 0.1, 3)}
+        found = ratios(names, "dense", rounds=rounds)
+        assert found["dense"] == (1.0, 1.0, 1.0)
+        for name, true in (("same", 1.0), ("large", 2.5)):
+            ratio, low, high = found[name]
+            assert low <= ratio <= high and ratio == pytest.approx(true, rel=0.05)
+        width[rounds] = found["large"][2] - found["large"][1]
+    assert width[500] < 0.5 * width[20]
+
+
+def test_whole_models_are_timed_beside_one_of_them() -> None:
     family = "Gemm{transB=1}(f:64,*;=f:256,*)->f:64,256"
     small, large = model(family, (64, 64)), model(family, (512, 512))
-    found = measure({"a": small, "b": small, "c": large}, "a", rounds=40)
-    assert found["a"] == (1.0, 1.0, 1.0)
-    assert abs(found["b"][0] - 1) < 0.15
-    ratio, low, high = found["c"]
-    assert low <= ratio <= high
-    assert ratio > 3
+    found = measure({"a": small, "b": small, "c": large}, "a", rounds=10)
+    assert found.pop("a") == (1.0, 1.0, 1.0) and [*found] == ["b", "c"]
+    assert all(0 < low <= ratio <= high for ratio, low, high in found.values())
     with pytest.raises(DeviceError, match="must be one of the models"):
         measure({"a": small}, "b")
 

@@ -44,11 +44,12 @@ def nodes_of(patterns: Patterns, encode: Encoder, policies: list) -> "list[Count
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_patterns_tell_what_lowering_says(name: str) -> None:
+@pytest.mark.parametrize("isa", BLOCKS)
+def test_patterns_tell_what_lowering_says(name: str, isa: str) -> None:
     net, space, encode = setting(name)
-    lowering, rng = Lowering(net.network, make(net.network, net.at, 1), BLOCKS[OrtCpu().isa]), np.random.default_rng(0)
+    lowering, rng = Lowering(net.network, make(net.network, net.at, 1), BLOCKS[isa]), np.random.default_rng(0)
     seen = probes(space, rng, 400) + mixed(space, rng, 300)
-    patterns = learn(net.network, encode(seen), [told(lowering.nodes(p)) for p in seen])
+    patterns = learn(net.network, encode(seen), [told(lowering.nodes(p)) for p in seen], BLOCKS[isa] or 16)
     others = mixed(space, rng, 60)
     found = nodes_of(patterns, encode, others)
     same = [f == Counter(key(node) for node in lowering.nodes(p)) for f, p in zip(found, others, strict=True)]
@@ -66,7 +67,8 @@ def test_patterns_tell_what_lowering_says(name: str) -> None:
 
 
 def test_sizes_fill_blocks_in_six_ways() -> None:
-    assert filling(np.array([1, 8, 7, 16, 64, 20, 33])).tolist() == [0, 1, 2, 3, 3, 4, 5]
+    assert filling(np.array([1, 8, 7, 16, 64, 20, 33]), 16).tolist() == [0, 1, 2, 3, 3, 4, 5]
+    assert filling(np.array([1, 4, 7, 8, 24, 20, 33]), 8).tolist() == [0, 1, 2, 3, 3, 4, 5]
 
 
 @pytest.mark.parametrize("name", NETS)
