@@ -19,9 +19,9 @@ from tightrope.estimators.measured.apart import T
 from tightrope.estimators.measured.clock import CHUNK, Float, Timed, low_quartile, noise_floor, time_rounds, uncollected
 from tightrope.estimators.measured.grid import Design, Ints, design
 from tightrope.estimators.measured.nodes import CONSTANT, MADE, Key, bytes_of
-from tightrope.estimators.measured.patterns import Patterns, Told, learn
+from tightrope.estimators.measured.patterns import Flat, Patterns, Told, learn
 from tightrope.estimators.measured.sampling import mixed, probes, rounds_of
-from tightrope.estimators.measured.table import Table, Untimed, designs, typical
+from tightrope.estimators.measured.table import Table, designs, typical
 from tightrope.estimators.threads import one_blas_thread
 from tightrope.spaces.batch import Batch
 from tightrope.spaces.errors import DeviceError
@@ -29,8 +29,9 @@ from tightrope.spaces.network import Network
 from tightrope.spaces.policy import Policy, unique
 from tightrope.spaces.space import Space
 
-MET, PLAIN, ANCHORS = 1000, 500, 40
-"""Policies that are lowered to find the nodes to time, others that show what is common, and nets that are built to fit the sum."""
+MET, PLAIN, REACHED, ANCHORS = 1000, 500, 4000, 40
+"""Policies that are lowered to find the nodes to time, others that show what is common, those that patterns tell the largest nodes
+of, and nets that are built to fit the sum."""
 PASSES, NODE_ROUNDS, NET_ROUNDS = 3, 9, 10  # passes over all that is timed, and rounds at a time
 TURNS = 3  # times that nets are timed in a pass, spread over it: what slows the dense net for seconds is in the ratios of these
 DENSE_TURNS = 3  # of the dense net in each round while a table is filled: its noise is in every ratio
@@ -311,22 +312,17 @@ class Fitted:
             found = np.full((len(batch), KINDS + 3), np.nan)
         else:
             found = self._few(self.patterns, batch) if len(batch) <= FEW else self._many(self.patterns, batch)
-        for i in np.flatnonzero(np.isnan(found).any(axis=1)).tolist():  # shows what no probe did, or has nodes that were not timed
-            self.times(policies[i])
+        unsure = np.flatnonzero(np.isnan(found).any(axis=1)).tolist()  # who show what no probe did, or have nodes not timed yet
+        self._enclose([policies[i] for i in unsure])
+        for i in unsure:
             found[i] = self._sum([key for key, _ in self.lowered(policies[i])])
         return found / [*[PER_MS] * KINDS, 1.0, 1.0, 1.0]
 
     def _many(self, patterns: Patterns, batch: Batch) -> Float:
         """Picoseconds, bytes and number of nodes, NaN where they cannot be told."""
         flat = patterns(batch)
-        by_family: dict[str, list[tuple[Ints, Ints]]] = {}
-        for place, who in flat.who.items():
-            family, columns = patterns.patterns[place]
-            by_family.setdefault(family, []).append((who, columns))
         nodes = [(np.zeros(0, np.int64), np.zeros((3, 0), np.int64), np.zeros(0))]  # who has each, its traits, its time
-        for family, parts in by_family.items():
-            who = np.concatenate([w for w, _ in parts])
-            sizes = np.concatenate([flat.sizes[w[:, None], columns] for w, columns in parts])
+        for family, who, sizes in flat.families():
             nodes.append((who, traits(family, sizes), np.rint(self.table.times(family, sizes) * PER_MS)))
         whose, (kind, *flows), times = (np.concatenate(parts, axis=-1) for parts in zip(*nodes, strict=True))
         found, count = np.empty((len(batch), KINDS + 3)), len(batch)
@@ -370,12 +366,16 @@ class Fitted:
 
     def times(self, policy: Policy) -> list[float]:
         """Milliseconds of a policy's nodes as it is lowered, alone; nodes that the probes did not enclose are timed now."""
-        keys = [k for k, _ in self.lowered(policy)]
-        try:
-            return [self.table.time(k) for k in keys]
-        except Untimed:
-            missing = [k for k in dict.fromkeys(keys) if not self.table.knows(k)]
-        if not self._here or not self.space.contains(policy):
+        self._enclose([policy])
+        return [self.table.time(key) for key, _ in self.lowered(policy)]
+
+    def _enclose(self, policies: Sequence[Policy]) -> None:
+        """Time the nodes of policies that no timed ones enclose, if there are any."""
+        keys = dict.fromkeys(key for policy in policies for key, _ in self.lowered(policy))
+        missing = [key for key in keys if not self.table.knows(key)]
+        if not missing:
+            return
+        if not self._here or not all(map(self.space.contains, policies)):
             raise DeviceError(
                 f"the latency table must enclose every node of a policy, but {len(missing)} are outside of what was timed, "
                 f"{missing[0][0]} at {list(missing[0][1])} among them; prepare the device with the space that the policy is from"
@@ -385,7 +385,6 @@ class Fitted:
         for _ in self._time(missing, np.random.default_rng(0), inline):
             pass
         self._seen.clear()
-        return [self.table.time(k) for k in keys]
 
 
 def inline(work: Callable[[], T]) -> T:
@@ -396,17 +395,41 @@ def inline(work: Callable[[], T]) -> T:
 def survey(
     space: Space, runtime: Runtime, encode: Encoder, rng: np.random.Generator
 ) -> tuple[dict[str, Design], Patterns]:  # fmt: skip
-    """The nodes of a space to time, and the patterns that its policies come to."""
+    """The nodes of a space to time, and the patterns that its policies come to.
+
+    Few policies are lowered, since that takes a millisecond or more, and few show the largest and the smallest nodes of a family.
+    So the patterns tell those of many more, and of these the ones with such nodes are lowered too.
+    """
     policies = probes(space, rng, MET) + mixed(space, rng, PLAIN)
     met: dict[str, set[tuple[int, ...]]] = {}
     shown: list[Told] = []
-    for index, policy in enumerate(policies):
+
+    def lower(policy: Policy, *, meets: bool) -> None:
         nodes, told = runtime.told(policy)
         shown.append(told)
-        if index < len(policies) - PLAIN:
-            for (family, sizes), _ in nodes:
-                met.setdefault(family, set()).add(sizes)
-    return designs(met), learn(space.network, encode(policies), shown, runtime.block)
+        for (family, sizes), _ in nodes if meets else ():
+            met.setdefault(family, set()).add(sizes)
+
+    for index, policy in enumerate(policies):
+        lower(policy, meets=index < len(policies) - PLAIN)
+    patterns = learn(space.network, encode(policies), shown, runtime.block)
+    drawn = [space.sample(rng) for _ in range(REACHED)]
+    for i in beyond(patterns(encode(drawn)), met):
+        lower(drawn[i], meets=True)
+    return designs(met), patterns
+
+
+def beyond(flat: Flat, met: Mapping[str, set[tuple[int, ...]]]) -> list[int]:
+    """The policies that are told to have nodes larger or smaller than all that were met of their family: one for each end."""
+    found: set[int] = set()
+    for family, who, sizes in flat.families():
+        if family not in met:
+            found.add(int(who[0]))
+        for sign in (-1, 1) if sizes.size else ():
+            known = (sign * np.array([*met.get(family, sizes[:1].tolist())])).max(axis=0)
+            ends = (sign * sizes).argmax(axis=0)
+            found |= {*who[ends[(sign * sizes).max(axis=0) > known]].tolist()}
+    return sorted(i for i in found if flat.told[i])
 
 
 def quiet(steady: Sequence[Timed], rng: np.random.Generator) -> float:

@@ -4,8 +4,9 @@ Many of a family's sizes follow each other; those that do not are its axes. With
 multilinearly; with more, some of the nodes that were met are timed and the others learned from them (`learned.py`). ONNX
 Runtime's kernels work on output channels in steps of 16 and larger blocks, so along that axis every step is timed and sizes count
 as the next one; integer ones do so where 4 divides them, and take the rest one by one (15 channels cost more than 64). Convolutions
-in blocked layout come in whole blocks of channels, 16 or, with AVX2, 8, and each block counts. Elsewhere sizes that 16 or 8 or 4
-divides run faster than others. So sizes are read among their like.
+in blocked layout come in whole blocks of channels, 16 or, with AVX2, 8, and each block counts; blocks of 8 are worked on four at a
+time, so the first and the last of each four are timed. Elsewhere sizes that 16 or 8 or 4 divides run faster than others. So sizes
+are read among their like.
 """
 
 import math
@@ -137,6 +138,8 @@ def _axis(family: str, column: int, rule: Rule, met: Sizes, axes: int) -> Axis:
     for kind in {like(v, rule) for v in values}:
         alike = [v for v in values if like(v, rule) == kind]
         whole = rule in ("blocks", "steps") or (rule == "fours" and kind == STEP)
+        if rule == "blocks" and any(v % STEP for v in alike):
+            alike = [v for v in alike if v % 32 in (0, 8)]
         found |= set(_spread(alike, MOST_STEPS if whole else RESTS if rule == "rests" else PAIRED if axes > 1 else ALONE))
     return Axis(column, rule, tuple(sorted(found)))
 

@@ -28,6 +28,8 @@ from tightrope.spaces.policy import Policy
 
 LOWERING = 8  # counts up when the exporter, the lowering or what is timed changes, so that what was timed before is not mixed in
 
+KEPT_BYTES = 128 << 20  # of models that are timed again
+
 
 class Source(Protocol):
     """What only an exporter can build, handed over by whoever has one."""
@@ -48,23 +50,33 @@ class OrtRuntime:
         self.source, self.batch = source, batch
         self.lowering = Lowering(network, make(network, source.skeleton, batch), BLOCKS[isa])
         self.block = BLOCKS[isa] or max(BLOCKS.values())
+        self._files: dict[Key | Policy, bytes] = {}
 
     def lowered(self, policy: Policy) -> list[tuple[Key, str]]:
         return [(key(node), node.layer) for node in self.lowering.nodes(policy)]
 
     def told(self, policy: Policy) -> tuple[list[tuple[Key, str]], Told]:
-        nodes = self.lowering.nodes(policy)
-        return [(key(node), node.layer) for node in nodes], told(nodes)
+        return told(self.lowering.nodes(policy))
 
     def unit(self, key: Key) -> tuple[Timed, int]:
-        runner = Runner(one_node.model(*key), optimise=False)
+        runner = Runner(self._kept(key, lambda: one_node.model(*key)), optimise=False)
         return runner, runner.size_bytes
 
     def apart(self, work: Callable[[], T]) -> T:
         return work()
 
     def net(self, policy: Policy) -> Timed:
-        return Runner(self.source.model(policy, self.batch), optimise=True)
+        return Runner(self._kept(policy, lambda: self.source.model(policy, self.batch)), optimise=True)
+
+    def _kept(self, what: Key | Policy, build: Callable[[], onnx.ModelProto | bytes]) -> bytes:
+        """The file of a model; it is kept for the next pass while there is room for it."""
+        if what in self._files:
+            return self._files[what]
+        made = build()
+        file = made if isinstance(made, bytes) else made.SerializeToString()
+        if sum(map(len, self._files.values())) + len(file) <= KEPT_BYTES:
+            self._files[what] = file
+        return file
 
     def steady(self) -> Sequence[Timed]:
         return steady_nodes()

@@ -5,7 +5,7 @@ those of its neighbours, and whether a few widths fill whole blocks. So a decisi
 its leaves are lists of nodes whose sizes are still forms over widths and ranks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tightrope.estimators.encode import Extents
 from tightrope.estimators.measured.lowering import INPUT
-from tightrope.estimators.measured.nodes import Form, Node, Wide, written
+from tightrope.estimators.measured.nodes import Form, Key, Node, Wide, written
 from tightrope.spaces.batch import FORMS, Batch, IntArray
 from tightrope.spaces.errors import FormatError
 from tightrope.spaces.fields import Fields
@@ -27,13 +27,15 @@ Told = dict[str, tuple[Pattern, ...]]  # by layer or operator
 Tree = Any  # a leaf is the place of a list of patterns; a branch is (feature, value, tree where equal, tree elsewhere)
 
 
-def told(nodes: Sequence[Node]) -> Told:
-    """The patterns of a policy's nodes, by what they belong to."""
+def told(nodes: Sequence[Node]) -> tuple[list[tuple[Key, str]], Told]:
+    """A policy's nodes as keys, each with the layer or operator that it belongs to; and the patterns that they follow."""
+    keys: list[tuple[Key, str]] = []
     found: dict[str, list[Pattern]] = {}
     for node in nodes:
         family, sizes = written(node)
+        keys.append(((family, tuple(map(int, sizes))), node.layer))
         found.setdefault(node.layer, []).append((family, tuple([s.form for s in sizes if isinstance(s, Wide)])))
-    return {owner: tuple(patterns) for owner, patterns in found.items()}
+    return keys, {owner: tuple(patterns) for owner, patterns in found.items()}
 
 
 class Sights:
@@ -161,7 +163,7 @@ class Patterns:
         for leaf, members in zip(leaves.tolist(), np.split(order % max(len(batch), 1), starts[1:]), strict=True):
             for place in self._places[leaf]:
                 who.setdefault(place, []).append(members)
-        return Flat({place: np.concatenate(parts) for place, parts in who.items()}, self.columns(batch), self.tells(sights))
+        return Flat(self.patterns, {p: np.concatenate(parts) for p, parts in who.items()}, self.columns(batch), self.tells(sights))
 
     def columns(self, batch: Batch) -> IntArray:
         """The sizes that patterns have, `b x C`."""
@@ -220,9 +222,22 @@ class Flat:
     """The nodes of `b` policies: by the place of their pattern, which policies have one (twice: two of them); the policies' sizes,
     `b x C`; and whether each policy shows only what is known."""
 
+    patterns: Sequence[tuple[str, IntArray]]
     who: dict[int, IntArray]
     sizes: IntArray
     told: NDArray[np.bool_]
+
+    def families(self) -> Iterator[tuple[str, IntArray, IntArray]]:
+        """Each family of nodes, the policy that each of its `n` nodes is of, and their sizes, `n x k`."""
+        found: dict[str, list[tuple[IntArray, IntArray]]] = {}
+        for place, who in self.who.items():
+            family, columns = self.patterns[place]
+            found.setdefault(family, []).append((who, columns))
+        for family, parts in found.items():
+            yield (
+                family, np.concatenate([who for who, _ in parts]),
+                np.concatenate([self.sizes[who[:, None], columns] for who, columns in parts]),
+            )  # fmt: skip
 
 
 def _tuples(value: Any) -> Any:

@@ -65,6 +65,14 @@ def test_output_channels_count_in_steps_of_sixteen() -> None:
     assert [counted(n, "") for n in sizes] == [*sizes]
 
 
+def test_blocks_of_channels_count_each_and_those_of_eight_are_timed_at_the_ends_of_fours() -> None:
+    family = "com.microsoft.nchwc:Conv{kernel_shape=[3,3]}(f:1,8,9,9;=f:*,8,3,3)->f:1,*,9,9"
+    for met, timed in ((range(8, 73, 8), (8, 32, 40, 64, 72)), (range(24, 57, 8), (24, 32, 40, 56)), (range(16, 129, 16), None)):
+        (axis,) = design(family, {(c, c) for c in met}).axes
+        assert axis.rule == "blocks" and axis.values == (timed or tuple(met))
+        assert [axis.at((c, c)) for c in met] == [*met] and axis.around(56) == axis.values
+
+
 def test_integer_convolutions_take_what_4_does_not_divide_apart() -> None:
     met = {conv(i, o) for i in (16, 32) for o in (4, 8, 9, 12, 15, 16, 18, 21, 24, 32, 33, 48, 64)}
     (axis,) = (a for a in design(CONV, met).axes if a.rule == "fours")

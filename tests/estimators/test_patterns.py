@@ -11,6 +11,7 @@ from payloads import random_payload
 
 from tightrope.compressors.export.onnx import write
 from tightrope.estimators.encode import Encoder
+from tightrope.estimators.measured.fitted import beyond
 from tightrope.estimators.measured.layouts import BLOCKS
 from tightrope.estimators.measured.lowering import Lowering
 from tightrope.estimators.measured.nodes import Key, key
@@ -49,7 +50,7 @@ def test_patterns_tell_what_lowering_says(name: str, isa: str) -> None:
     net, space, encode = setting(name)
     lowering, rng = Lowering(net.network, make(net.network, net.at, 1), BLOCKS[isa]), np.random.default_rng(0)
     seen = probes(space, rng, 400) + mixed(space, rng, 300)
-    patterns = learn(net.network, encode(seen), [told(lowering.nodes(p)) for p in seen], BLOCKS[isa] or 16)
+    patterns = learn(net.network, encode(seen), [told(lowering.nodes(p))[1] for p in seen], BLOCKS[isa] or 16)
     others = mixed(space, rng, 60)
     found = nodes_of(patterns, encode, others)
     same = [f == Counter(key(node) for node in lowering.nodes(p)) for f, p in zip(found, others, strict=True)]
@@ -64,6 +65,27 @@ def test_patterns_tell_what_lowering_says(name: str, isa: str) -> None:
     assert patterns.tells(sights).all()
     sights[3, 0] = 9
     assert np.flatnonzero(~patterns.tells(sights)).tolist() == [3]
+
+
+def test_policies_with_larger_nodes_than_all_that_were_met_are_found() -> None:
+    net, space, encode = setting("resnet8")
+    lowering, rng = Lowering(net.network, make(net.network, net.at, 1), BLOCKS["avx2"]), np.random.default_rng(0)
+    seen = probes(space, rng, 300) + mixed(space, rng, 200)
+    lowered = [told(lowering.nodes(p)) for p in seen]
+    patterns = learn(net.network, encode(seen), [t for _, t in lowered], BLOCKS["avx2"])
+    met: dict[str, set[tuple[int, ...]]] = {}
+    for nodes, _ in lowered[:100]:
+        for (family, sizes), _ in nodes:
+            met.setdefault(family, set()).add(sizes)
+    drawn = [space.sample(rng) for _ in range(1000)]
+    found = beyond(patterns(encode(drawn)), met)
+    assert 0 < len(found) < 200
+    for i in found:
+        nodes, _ = told(lowering.nodes(drawn[i]))
+        for (family, sizes), _ in nodes:
+            met.setdefault(family, set()).add(sizes)
+    assert not beyond(patterns(encode(drawn)), met)
+    assert beyond(patterns(encode(drawn)), {f: s for f, s in met.items() if "Gemm" not in f})  # a family of none that was met
 
 
 def test_sizes_fill_blocks_in_six_ways() -> None:
