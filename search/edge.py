@@ -35,8 +35,9 @@ def tightened(problem: Problem, setting: "Setting") -> Limits:
 
     Policies there are built and timed in the same rounds as the dense model. What counts is the ratio to dense, the upper end of
     its measured interval over the estimate, since that end is held to the budget once the search is over (`finish.py`); the limit
-    is divided by what `MOSTLY` of them stay below, and never loosened. So the policies that a search ends with measure within the
-    budget, whatever the table's errors have in common there. Nothing is done on a device that is a model.
+    is divided by what `MOSTLY` of them stay below, never loosened, and never brought below the cheapest policy. So the policies
+    that a search ends with measure within the budget, whatever the table's errors have in common there. Nothing is done on a device
+    that is a model.
     """
     if "latency_ms" not in dict(problem.limits.top) or not setting.measured:
         return problem.limits
@@ -45,9 +46,9 @@ def tightened(problem: Problem, setting: "Setting") -> Limits:
     measured = timed(policies, problem.space.dense, setting)
     whole = problem.dense_cost.latency_ms
     missed = [high / (problem.cost(p).latency_ms / whole) for p, (_, _, high) in zip(policies, measured, strict=True)]
-    factor = float(np.clip(np.quantile(missed, MOSTLY), 1.0, MOST))
+    factor, least = float(np.clip(np.quantile(missed, MOSTLY), 1.0, MOST)), problem.cost(problem.cheapest).latency_ms
     log.info("policies at the edge of the budget take %.3f of their estimates; the search is held to as much less", factor)
-    return Limits(tuple((metric, most / factor if metric == "latency_ms" else most) for metric, most in problem.limits.top))
+    return Limits(tuple((m, max(most / factor, least) if m == "latency_ms" else most) for m, most in problem.limits.top))
 
 
 @one_blas_thread()

@@ -233,11 +233,10 @@ class Flat:
         for place, who in self.who.items():
             family, columns = self.patterns[place]
             found.setdefault(family, []).append((who, columns))
+        flat, across = self.sizes.ravel(), self.sizes.shape[1]
         for family, parts in found.items():
-            yield (
-                family, np.concatenate([who for who, _ in parts]),
-                np.concatenate([self.sizes[who[:, None], columns] for who, columns in parts]),
-            )  # fmt: skip
+            sizes = [flat.take(who[:, None] * across + columns) for who, columns in parts]  # quicker than two lists of indices
+            yield family, np.concatenate([who for who, _ in parts]), np.concatenate(sizes)
 
 
 def _tuples(value: Any) -> Any:

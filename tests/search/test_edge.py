@@ -1,5 +1,6 @@
 """Holding a latency budget to the clock."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +37,16 @@ def test_the_limit_is_tightened_by_what_the_table_misses(monkeypatch: pytest.Mon
     before, after = dict(problem.limits.top), dict(edge.tightened(problem, setting()).top)
     assert after.keys() == before.keys()
     assert before["latency_ms"] / after["latency_ms"] == pytest.approx(held, rel=0.01)
+
+
+def test_a_limit_that_only_the_cheapest_policies_meet_stays_one_that_they_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = make_problem()
+    share = 1.02 * free.cost(free.cheapest).latency_ms / free.dense_cost.latency_ms
+    problem = make_problem(budget=f"latency<={share:.9f}x")
+    monkeypatch.setattr(edge, "timed", clock(problem, 1.1))
+    held = replace(problem, limits=edge.tightened(problem, setting()))
+    assert held.limits.top[0][1] == pytest.approx(problem.limits.top[0][1] / 1.02)
+    held.check()
 
 
 def test_a_model_of_a_device_is_taken_at_its_word() -> None:
