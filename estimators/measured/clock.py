@@ -145,5 +145,6 @@ def ratios(
         base, own = np.percentile(samples[rng.integers(0, rounds, (200, rounds))], QUARTILE, axis=1).T
         low, high = np.percentile(own / base, [5, 95])
         whole, part = low_quartile(samples)
-        found[name] = (float(part / whole), float(low), float(high))
+        ratio = float(part / whole)
+        found[name] = (ratio, min(float(low), ratio), max(float(high), ratio))
     return {name: found[name] for name in models}
