@@ -46,7 +46,7 @@ def run(name: str, batches: list[int], policies: int) -> dict[str, tuple[float, 
         rng, runtime = np.random.default_rng(2), OrtRuntime(prepared.network, source, batch, isa())
         chosen = [random_policy(space, rng) for _ in range(policies)]
         start = time.process_time()
-        peaks = np.array([arena_bytes(runtime.lowering.nodes(policy)) for policy in chosen])
+        peaks = np.array([arena_bytes(runtime.lowering.nodes(policy), runtime.block) for policy in chosen])
         spent = time.process_time() - start
         errors = np.abs(peaks / [arena_taken(source.model(policy, batch)) for policy in chosen] - 1)
         found |= {

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from tightrope.estimators.measured.grid import step_of
 from tightrope.estimators.measured.lowering import INTEGER
 from tightrope.estimators.measured.nodes import BLOCKED, ITEM_BYTES, Node, Tensor, written_over
 
@@ -22,7 +23,7 @@ Like = tuple[tuple[int, ...], int]
 """Shape and bytes of an item: what a tensor must have in common with another to take its memory."""
 
 
-def arena_bytes(nodes: Sequence[Node]) -> int:
+def arena_bytes(nodes: Sequence[Node], block: int) -> int:
     """The most bytes that the arena holds in a call, from the second on: tensors between nodes, and workspaces of kernels.
 
     Weights are not in it, nor are the model's inputs and outputs, which are the caller's. The arena is one that takes what it is
@@ -30,9 +31,10 @@ def arena_bytes(nodes: Sequence[Node]) -> int:
 
     Args:
         nodes: the optimised graph, in any order.
+        block: channels in a block (`layouts.BLOCKS`).
     """
     order = executed(nodes)
-    return block_bytes(order) + workspace_bytes(order)
+    return block_bytes(order) + workspace_bytes(order, block)
 
 
 # --- the order of execution ---------------------------------------------------------------------------------------------
@@ -216,12 +218,12 @@ def _stepped(size: int) -> int:
 # --- workspaces of kernels ----------------------------------------------------------------------------------------------
 
 
-def workspace_bytes(order: Sequence[Node]) -> int:
+def workspace_bytes(order: Sequence[Node], block: int) -> int:
     """Bytes that the arena takes for workspaces: a kernel gets the least piece that is there and large enough, or a new one."""
     pieces: list[int] = []  # by size; they are never joined
     for node in order:
         free = list(pieces)
-        for size in map(_stepped, workspaces(node)):
+        for size in map(_stepped, workspaces(node, block)):
             at = bisect_left(free, size)
             if at == len(free):
                 insort(pieces, size)
@@ -232,14 +234,14 @@ def workspace_bytes(order: Sequence[Node]) -> int:
     return sum(pieces)
 
 
-def workspaces(node: Node) -> list[int]:
+def workspaces(node: Node, block: int) -> list[int]:
     """Bytes that a node's kernel asks the arena for, one after another, and holds until it ends."""
     attributes = dict(node.attributes)
     match node.kind:
         case "com.microsoft:QGemm":
             return [4 * prod(_like(node.out)[0])] if node.out.coded else []
         case "com.microsoft:QLinearConv":
-            return _integer(node.out, node.constants[3][1], attributes)
+            return _integer(node.out, node.constants[3][1], attributes, step_of(block))
         case "Conv" | "com.microsoft:FusedConv":
             outputs, each, *kernel = map(int, node.constants[1][1])
             pixels = prod(_like(node.out)[0][2:])
@@ -248,10 +250,10 @@ def workspaces(node: Node) -> list[int]:
     return []
 
 
-def _integer(out: Tensor, weight: Sequence[int], attributes: dict[str, Any]) -> list[int]:
+def _integer(out: Tensor, weight: Sequence[int], attributes: dict[str, Any], step: int) -> list[int]:
     """Of an integer convolution: 32-bit sums, and its image unfolded or pointers into it for every tap, for one image at a time.
 
-    The kernel for channels in blocks needs no sums, and its pointers for all images at once.
+    The kernel for outputs in whole steps (`grid.step_of`) needs no sums, and its pointers for all images at once.
     """
     (batch, *size, made), (outputs, each, *kernel) = _like(out)[0], map(int, weight)
     groups, taps, pixels = int(attributes["group"]), prod(kernel), prod(size)
@@ -259,7 +261,7 @@ def _integer(out: Tensor, weight: Sequence[int], attributes: dict[str, Any]) -> 
     if depthwise:
         return [8 * taps * pixels * batch] if groups % 16 == 0 else [4 * made * pixels, 8 * taps * pixels]
     unfolds = _unfolds(kernel, attributes)
-    if groups == 1 and each % 4 == 0 and outputs % 4 == 0 and outputs >= 16:
+    if groups == 1 and each % 4 == 0 and outputs % step == 0 and outputs >= 16:
         return [8 * taps * pixels * batch] if unfolds else []
     return [4 * made * pixels, *([each * taps * pixels] if unfolds else [])]
 

@@ -416,7 +416,7 @@ def survey(
     drawn = [space.sample(rng) for _ in range(REACHED)]
     for i in beyond(patterns(encode(drawn)), met):
         lower(drawn[i], meets=True)
-    return designs(met), patterns
+    return designs(met, runtime.block), patterns
 
 
 def beyond(flat: Flat, met: Mapping[str, set[tuple[int, ...]]]) -> list[int]:

@@ -3,7 +3,8 @@
 Many of a family's sizes follow each other; those that do not are its axes. With one or two axes a product grid is timed and read
 multilinearly; with more, some of the nodes that were met are timed and the others learned from them (`learned.py`). ONNX
 Runtime's kernels work on output channels in steps of 16 and larger blocks, so along that axis every step is timed and sizes count
-as the next one; integer ones do so where 4 divides them, and take the rest one by one (15 channels cost more than 64). Convolutions
+as the next one; integer ones do so where 4 divides them, with AVX2 where 8 does (`step_of`), and take the rest one by one (15
+channels cost more than 64, with AVX2 36 more than 48). Convolutions
 in blocked layout come in whole blocks of channels, 16 or, with AVX2, 8, and each block counts; blocks of 8 are worked on four at a
 time, so the first and the last of each four are timed. Elsewhere sizes that 16 or 8 or 4 divides run faster than others. So sizes
 are read among their like.
@@ -24,9 +25,10 @@ MOST_AXES = 2  # of a product grid
 MOST_STEPS, PAIRED, ALONE, RESTS, SCATTERED = 9, 3, 12, 6, 24
 """Most values of an axis: of whole steps or blocks, of each like beside another axis, of each like alone, of each rest; nodes of
 other families."""
-Rule = Literal["", "blocks", "steps", "fours", "rests"]
-"""How a size counts: as it is; so too, all sizes being alike; up to whole steps of output channels; so only where 4 divides it; as
-it is, its like being the sizes with the same rest of 16."""
+Rule = Literal["", "blocks", "steps", "fours", "eights", "rests"]
+"""How a size counts: as it is; so too, all sizes being alike; up to whole steps of output channels; so only where 4 divides it, or
+8; as it is, its like being the sizes with the same rest of 16."""
+WHOLE: dict[Rule, int] = {"steps": 1, "fours": 4, "eights": 8}  # what sizes have to be divided by that count up to whole steps
 Sizes = tuple[int, ...]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -45,16 +47,15 @@ def output_column(family: str) -> int | None:
 
 def counted(size: int, rule: Rule) -> int:
     """A size as the kernels count it."""
-    steps = rule == "steps" or (rule == "fours" and size % 4 == 0)
-    return -(-size // STEP) * STEP if steps and size >= STEP else size
+    return -(-size // STEP) * STEP if size >= STEP and size % WHOLE.get(rule, size + 1) == 0 else size
 
 
 def like(size: int, rule: Rule) -> int:
     """What sizes have in common that take alike: the largest of 16, 8, 4, 2 and 1 that divides them, or a rest."""
     if rule in ("blocks", "steps"):
         return 0
-    if rule == "fours":
-        return STEP if size >= STEP and size % STEP == 0 else size % 4
+    if rule in ("fours", "eights"):
+        return STEP if size >= STEP and size % STEP == 0 else size % WHOLE[rule]
     return size % STEP if rule == "rests" else min(size & -size, STEP)
 
 
@@ -84,8 +85,13 @@ class Design:
     keys: tuple[Sizes, ...]
 
 
-def design(family: str, met: Iterable[Sizes]) -> Design:
-    """Choose the nodes of a family to time, from sizes that policies of the space lower to."""
+def step_of(block: int) -> int:
+    """What has to divide the output channels of an integer convolution that works in steps, by the channels in a block."""
+    return 8 if block == 8 else 4
+
+
+def design(family: str, met: Iterable[Sizes], block: int = STEP) -> Design:
+    """Choose the nodes of a family to time, from sizes that policies of the space lower to; `block` as `layouts.BLOCKS` has it."""
     seen = sorted(set(met))
     columns = list(zip(*seen, strict=True))
     out = None if "group=*" in family else output_column(family)
@@ -93,7 +99,7 @@ def design(family: str, met: Iterable[Sizes]) -> Design:
     for column in sorted(range(len(columns)), key=lambda c: (-len(set(columns[c])), c != out)):
         if len(set(columns[column])) > 1 and not any(_follows(columns[column], columns[f]) for f in free):
             free.append(column)
-    axes = tuple(_axis(family, c, _rule(family, c == out), columns[c], len(free)) for c in sorted(free))
+    axes = tuple(_axis(family, c, _rule(family, c == out, block), columns[c], len(free)) for c in sorted(free))
     if len(axes) > MOST_AXES:
         return Design(axes, _scattered(axes, seen))
     values = [_column(columns, c, axes, seen) for c in range(len(columns))]
@@ -123,8 +129,10 @@ def _follows(column: Sizes, leader: Sizes) -> bool:
     return len(set(zip(leader, column, strict=True))) == len(set(leader))
 
 
-def _rule(family: str, out: bool) -> Rule:
+def _rule(family: str, out: bool, block: int) -> Rule:
     """How a size counts in a family; `out` for its output channels."""
+    if out and "QLinearConv{" in family:
+        return "eights" if step_of(block) == 8 else "fours"
     integer = family.startswith(("com.microsoft:QLinearConv", "com.microsoft:QGemm"))
     if out:
         return "fours" if integer else "blocks" if "nchwc:Conv" in family else "steps"
@@ -137,7 +145,7 @@ def _axis(family: str, column: int, rule: Rule, met: Sizes, axes: int) -> Axis:
     found = {*direct, values[0], values[-1]}
     for kind in {like(v, rule) for v in values}:
         alike = [v for v in values if like(v, rule) == kind]
-        whole = rule in ("blocks", "steps") or (rule == "fours" and kind == STEP)
+        whole = rule in ("blocks", "steps") or (rule in ("fours", "eights") and kind == STEP)
         if rule == "blocks" and any(v % STEP for v in alike):
             alike = [v for v in alike if v % 32 in (0, 8)]
         found |= set(_spread(alike, MOST_STEPS if whole else RESTS if rule == "rests" else PAIRED if axes > 1 else ALONE))

@@ -139,7 +139,7 @@ class OrtCpu(Measured):
         if policy not in self._peaks:
             if len(self._peaks) >= REMEMBERED:
                 self._peaks.clear()
-            self._peaks[policy] = arena_bytes(self.nodes(network, policy))
+            self._peaks[policy] = arena_bytes(self.nodes(network, policy), BLOCKS[self.isa])
         return self._peaks[policy]
 
     def nodes(self, network: Network, policy: Policy) -> list[Node]:

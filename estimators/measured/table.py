@@ -317,6 +317,6 @@ class Table:
         return float(np.median(self._dense)) if self._dense else math.nan
 
 
-def designs(met: Mapping[str, set[Sizes]]) -> dict[str, Design]:
+def designs(met: Mapping[str, set[Sizes]], block: int) -> dict[str, Design]:
     """A design for every family that policies were seen to lower to."""
-    return {family: design(family, sizes) for family, sizes in met.items()}
+    return {family: design(family, sizes, block) for family, sizes in met.items()}

@@ -18,10 +18,9 @@ from tightrope.estimators.measured.plan import make
 from tightrope.spaces import Space
 
 NETS = {net.__name__: Handmade(net) for net in (resnet8, mobilenet, vit)}
+BLOCK = BLOCKS[OrtCpu().isa]
 LOWERINGS = {
-    (name, batch): Lowering(net.network, make(net.network, net.at, batch), BLOCKS[OrtCpu().isa])
-    for name, net in NETS.items()
-    for batch in (1, 4)
+    (name, batch): Lowering(net.network, make(net.network, net.at, batch), BLOCK) for name, net in NETS.items() for batch in (1, 4)
 }
 
 
@@ -35,7 +34,7 @@ def test_peak_ram_is_that_of_the_real_arena(name: str, batch: int, record_proper
     for policy in policies:
         built = write(net.at(policy.all_widths(net.network), batch), net.network, random_payload(net.network, policy))
         nodes = lowering.nodes(policy)
-        errors.append(abs(arena_bytes(nodes) / arena_taken(built) - 1))
+        errors.append(abs(arena_bytes(nodes, BLOCK) / arena_taken(built) - 1))
         ordered.append([node.kind.split(":")[-1] for node in executed(nodes)] == [n.op_type for n in optimised(built).graph.node])
     record_property("errors", errors)
     assert np.mean(np.array(errors) == 0) >= 0.9 and max(errors) <= 0.1
@@ -46,10 +45,10 @@ def test_peak_ram_is_that_of_the_real_arena(name: str, batch: int, record_proper
 def test_workspaces_are_those_of_the_real_kernels(name: str) -> None:
     space, rng = Space.build(NETS[name].network, OrtCpu().pairs), np.random.default_rng(0)
     nodes = {key(node): node for _ in range(3) for node in LOWERINGS[name, 4].nodes(space.sample(rng))}
-    chosen = [(k, node) for k, node in nodes.items() if workspaces(node)][:12] + [*nodes.items()][:12]
+    chosen = [(k, node) for k, node in nodes.items() if workspaces(node, BLOCK)][:12] + [*nodes.items()][:12]
     for (family, sizes), node in chosen:
         if "->f:" in family and "(u:" not in family:  # the file of one node takes and gives floating point
-            assert workspace_bytes([node]) == arena_taken(model(family, sizes)), family
+            assert workspace_bytes([node], BLOCK) == arena_taken(model(family, sizes)), family
 
 
 def relu(source: Tensor) -> Node:
@@ -66,7 +65,7 @@ def ended(nodes: Sequence[Node]) -> list[Node]:
 
 
 def test_the_caller_holds_inputs_and_outputs() -> None:
-    assert arena_bytes(ended([relu(Tensor((1, 64)))])) == 0
+    assert arena_bytes(ended([relu(Tensor((1, 64)))]), 16) == 0
 
 
 def test_an_activation_works_in_place_unless_its_input_is_read_again() -> None:
@@ -103,4 +102,4 @@ def test_workspaces_take_the_least_piece_that_is_large_enough() -> None:
     def asking(rows: int) -> Node:
         return Node("com.microsoft:QGemm", [Tensor((rows, 8), True)], [Tensor((rows, 64), True)], (), (None,))
 
-    assert workspace_bytes([asking(3), asking(2), asking(5), asking(4)]) == 256 * (3 + 5)
+    assert workspace_bytes([asking(3), asking(2), asking(5), asking(4)], 16) == 256 * (3 + 5)

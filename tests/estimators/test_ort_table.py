@@ -40,7 +40,7 @@ def conv(inputs: int, outputs: int) -> tuple[int, ...]:
 def filled(path: Path | None) -> Table:
     """A table of a Relu whose time is its width in microseconds."""
     table = Table(path, MARK)
-    wanted = designs({RELU: {(w, w) for w in (8, 16, 32, 64)}})
+    wanted = designs({RELU: {(w, w) for w in (8, 16, 32, 64)}}, 16)
     table.declare(wanted)
     keys = table.missing(wanted)
     samples = np.array([[sizes[0] / 1000 + 0.001 for _, sizes in keys]] * 4)
@@ -62,6 +62,7 @@ def test_output_channels_count_in_steps_of_sixteen() -> None:
     sizes = (1, 8, 15, 16, 17, 20, 32, 33)
     assert [counted(n, "steps") for n in sizes] == [1, 8, 15, 16, 32, 32, 32, 48]
     assert [counted(n, "fours") for n in sizes] == [1, 8, 15, 16, 17, 32, 32, 33]
+    assert [counted(n, "eights") for n in (8, 16, 20, 24, 28, 40)] == [8, 16, 20, 32, 28, 48]
     assert [counted(n, "") for n in sizes] == [*sizes]
 
 
@@ -78,6 +79,12 @@ def test_integer_convolutions_take_what_4_does_not_divide_apart() -> None:
     (axis,) = (a for a in design(CONV, met).axes if a.rule == "fours")
     assert axis.values == (4, 8, 9, 12, 15, 16, 18, 21, 32, 33, 48, 64)
     assert axis.around(21) == (9, 21, 33) and axis.around(32) == (16, 32, 48, 64) and axis.around(8) == (4, 8, 12)
+
+
+def test_integer_convolutions_with_avx2_take_what_8_does_not_divide_apart() -> None:
+    (axis,) = (a for a in design(CONV, {conv(i, o) for i in (16, 32) for o in range(4, 65, 4)}, 8).axes if a.rule == "eights")
+    assert axis.values == (4, 8, 16, 32, 36, 48, 60, 64)
+    assert axis.around(44) == (4, 36, 60) and axis.around(axis.at((16, 40))) == (16, 32, 48, 64)
 
 
 def test_integer_depthwise_convolutions_are_read_among_those_with_the_same_rest() -> None:
@@ -140,7 +147,7 @@ def test_a_table_reads_back_as_it_was(tmp_path: Path) -> None:
     assert table.time((RELU, (32, 32))) == pytest.approx(0.032)
     assert table.time((RELU, (48, 48))) == pytest.approx(0.048)
     again = Table(path, MARK)
-    assert not again.missing(designs({RELU: {(w, w) for w in (8, 16, 32, 64)}}))
+    assert not again.missing(designs({RELU: {(w, w) for w in (8, 16, 32, 64)}}, 16))
     for width in (8, 48, 64):
         assert again.time((RELU, (width, width))) == table.time((RELU, (width, width)))
     with pytest.raises(Untimed):
@@ -151,7 +158,7 @@ def test_a_table_reads_back_as_it_was(tmp_path: Path) -> None:
 
 def test_times_of_another_hour_are_scaled_by_the_reference() -> None:
     table = filled(None)
-    table.declare(designs({CONV: {conv(16, 16)}}))
+    table.declare(designs({CONV: {conv(16, 16)}}, 16))
     table.add([(CONV, conv(16, 16))], np.full((4, 1), 0.129), 1.0, 0.001)  # the machine was half as fast
     assert table.time((CONV, conv(16, 16))) == pytest.approx(0.064)
 
@@ -165,7 +172,7 @@ def test_the_low_quartile_of_passes_is_that_of_all_their_samples(counts: tuple[i
 
 def test_passes_are_pooled() -> None:
     table = filled(None)
-    wanted = designs({RELU: {(w, w) for w in (8, 16, 32, 64)}})
+    wanted = designs({RELU: {(w, w) for w in (8, 16, 32, 64)}}, 16)
     assert not table.missing(wanted) and len(table.missing(wanted, 2)) == 4
     table.add([(RELU, (64, 64))], np.full((4, 1), 0.129), 0.5, 0.001)  # a neighbour took the cache
     assert table.time((RELU, (64, 64))) == pytest.approx(0.064)
