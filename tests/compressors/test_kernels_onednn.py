@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processor import exact_int8
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -68,6 +69,7 @@ def agree(found: torch.Tensor, wanted: torch.Tensor, y_scale: float, y_zero: int
     stride=st.integers(1, 2), padding=st.integers(0, 1), dilation=st.integers(1, 2), height=st.integers(5, 9),
     activation=st.sampled_from(["none", "relu", "relu6"]), coded=st.booleans(),
 )  # fmt: skip
+@exact_int8
 def test_convolutions_are_those_of_whole_numbers(
     bits: int,
     seed: int,
@@ -86,6 +88,7 @@ def test_convolutions_are_those_of_whole_numbers(
     agree(layer(x), expected(layer, x), layer.y_scale, layer.y_zero)
 
 
+@exact_int8
 @pytest.mark.parametrize("groups", [1, 2])
 def test_images_of_any_size_give_the_same_whatever_a_weight_is_laid_out_for(groups: int) -> None:
     """48 and 96 channels at 7 x 7 are sizes at which oneDNN lays a weight out in another way than it does by itself."""
@@ -95,6 +98,7 @@ def test_images_of_any_size_give_the_same_whatever_a_weight_is_laid_out_for(grou
             agree(layer(x), expected(layer, x), layer.y_scale, layer.y_zero)
 
 
+@exact_int8
 @pytest.mark.parametrize("coded", [False, True])
 @pytest.mark.parametrize("shape", [(1, 40), (7, 40), (2, 5, 40)])
 def test_linears_are_those_of_whole_numbers(shape: tuple[int, ...], coded: bool) -> None:

@@ -12,6 +12,7 @@ from handmade import Handmade, mobilenet, resnet8, vit
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from payloads import random_payload
+from processor import exact_int8
 from torch.nn import functional as F
 
 from tightrope.compressors.export.onnx import check, optimised, pack_blocks, write
@@ -103,6 +104,7 @@ def test_floating_point_equals_the_reference(name: str) -> None:
     np.testing.assert_allclose(run(model, x), reference(NETS[name].network, payload, skeleton, x), rtol=1e-3, atol=1e-4)
 
 
+@exact_int8
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", NETS)
 def test_mixed_policies_equal_the_reference(name: str, seed: int) -> None:
@@ -223,6 +225,7 @@ def test_outputs_keep_their_names_and_steps_are_shared_by_movers() -> None:
     assert not [n for n in moved if n.input[0] in made and made[n.input[0]].op_type == "DequantizeLinear"]
 
 
+@exact_int8
 def test_a_floating_point_layer_between_integer_ones_keeps_its_weights() -> None:
     """ONNX Runtime would quantise them by itself, with one scale for the whole tensor, which one large weight ruins."""
     net = NETS["resnet8"]

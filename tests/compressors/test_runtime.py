@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processor import exact_int8
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from small_nets import Attention, Dense, Flat, OneDimensional, Residual, Separable, Several, Tied, Twice, Upsampling, build
@@ -52,6 +53,7 @@ def leaves(value: Any) -> Tensor:
     return torch.cat([t.flatten() for t in torch.utils._pytree.tree_leaves(value) if isinstance(t, Tensor)])
 
 
+@exact_int8
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_equals_the_fake_quantised_module(kind: Kind) -> None:
     prepared, graph = of(kind)
@@ -161,6 +163,7 @@ def test_what_does_not_run_is_refused(tmp_path: Path) -> None:
         tr.load(tmp_path / "text.safetensors")
 
 
+@exact_int8
 def test_many_rows_at_8_bits_go_to_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "MANY_MACS", 1000)
     prepared, graph = of(Flat)
