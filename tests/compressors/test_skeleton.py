@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from processor import exact_int8
 from small_nets import Attention, Dense, Residual, build
 from torch import Tensor, nn
 
@@ -91,6 +92,7 @@ def test_floating_point_agrees_with_torch(kind: Callable[[], nn.Module], seed: i
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
 
 
+@exact_int8
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(3))
 def test_integers_agree_with_torch_within_a_few_steps(kind: Callable[[], nn.Module], seed: int) -> None:
