@@ -9,6 +9,7 @@ import torch
 
 import tightrope as tr
 from tests import digits
+from tests.processor import exact_int8
 from tightrope.search import config as configs
 from tightrope.search.evaluate import TorchEvaluator, evaluator_for, held, let_go, open_session, pack, score_module, unpack
 from tightrope.search.progress import Quiet
@@ -79,6 +80,7 @@ def test_compress_and_export_by_hand(run: tuple[tr.Study, Path], tmp_path: Path)
         tr.export(small, tmp_path / "net.pt")
 
 
+@exact_int8
 def test_workers_score_what_the_driver_scores(run: tuple[tr.Study, Path]) -> None:
     """The evaluator that travels to workers, with its arrays shared, gives the same scores; so does torch, roughly."""
     task = digits.task()
