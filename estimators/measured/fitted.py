@@ -404,18 +404,19 @@ def survey(
     met: dict[str, set[tuple[int, ...]]] = {}
     shown: list[Told] = []
 
-    def lower(policy: Policy, *, meets: bool) -> None:
-        nodes, told = runtime.told(policy)
-        shown.append(told)
-        for (family, sizes), _ in nodes if meets else ():
+    def meet(nodes: Sequence[tuple[Key, str]]) -> None:
+        for (family, sizes), _ in nodes:
             met.setdefault(family, set()).add(sizes)
 
     for index, policy in enumerate(policies):
-        lower(policy, meets=index < len(policies) - PLAIN)
+        nodes, told = runtime.told(policy)
+        shown.append(told)
+        if index < len(policies) - PLAIN:
+            meet(nodes)
     patterns = learn(space.network, encode(policies), shown, runtime.block)
     drawn = [space.sample(rng) for _ in range(REACHED)]
     for i in beyond(patterns(encode(drawn)), met):
-        lower(drawn[i], meets=True)
+        meet(runtime.lowered(drawn[i]))
     return designs(met, runtime.block), patterns
 
 

@@ -4,10 +4,9 @@ Many of a family's sizes follow each other; those that do not are its axes. With
 multilinearly; with more, some of the nodes that were met are timed and the others learned from them (`learned.py`). ONNX
 Runtime's kernels work on output channels in steps of 16 and larger blocks, so along that axis every step is timed and sizes count
 as the next one; integer ones do so where 4 divides them, with AVX2 where 8 does (`step_of`), and take the rest one by one (15
-channels cost more than 64, with AVX2 36 more than 48). Convolutions
-in blocked layout come in whole blocks of channels, 16 or, with AVX2, 8, and each block counts; blocks of 8 are worked on four at a
-time, so the first and the last of each four are timed. Elsewhere sizes that 16 or 8 or 4 divides run faster than others. So sizes
-are read among their like.
+channels cost more than 64, with AVX2 36 more than 48). Convolutions in blocked layout come in whole blocks of channels, 16 or, with
+AVX2, 8, and each block counts; blocks of 8 are worked on four at a time, so the first and the last of each four are timed.
+Elsewhere sizes that 16 or 8 or 4 divides run faster than others. So sizes are read among their like.
 """
 
 import math
@@ -131,12 +130,14 @@ def _follows(column: Sizes, leader: Sizes) -> bool:
 
 def _rule(family: str, out: bool, block: int) -> Rule:
     """How a size counts in a family; `out` for its output channels."""
-    if out and "QLinearConv{" in family:
-        return "eights" if step_of(block) == 8 else "fours"
-    integer = family.startswith(("com.microsoft:QLinearConv", "com.microsoft:QGemm"))
-    if out:
-        return "fours" if integer else "blocks" if "nchwc:Conv" in family else "steps"
-    return "rests" if integer and "group=*" in family else ""
+    convolution = family.startswith("com.microsoft:QLinearConv")
+    if not out:
+        return "rests" if convolution and "group=*" in family else ""
+    if convolution and step_of(block) == 8:
+        return "eights"
+    if convolution or family.startswith("com.microsoft:QGemm"):
+        return "fours"
+    return "blocks" if "nchwc:Conv" in family else "steps"
 
 
 def _axis(family: str, column: int, rule: Rule, met: Sizes, axes: int) -> Axis:
