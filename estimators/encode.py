@@ -26,6 +26,10 @@ class Extents:
             found += widths[:, self._groups[group]] * repeat
         return found
 
+    def each(self, extents: Sequence[Extent], widths: IntArray) -> IntArray:
+        """Several extents, `b x n`."""
+        return np.stack([self.at(extent, widths) for extent in extents], axis=1)
+
     def items(self, shape: tuple[Extent, ...], widths: IntArray) -> IntArray:
         """Number of elements of a tensor of this shape, `b`-dim."""
         found = np.full(len(widths), prod(extent.fixed for extent in shape if not extent.terms), np.int64)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import overload
+from itertools import chain
+from operator import itemgetter
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,31 +46,29 @@ class Batch(Sequence[Policy]):
         groups = {group.name: i for i, group in enumerate(network.groups)}
         layers = {layer.name: i for i, layer in enumerate(network.layers)}
         widths = np.repeat(dense[None], len(policies), axis=0)
-        choices = np.zeros((len(policies), len(layers), 4), np.int64)
-        choices[:] = DENSE.weight_bits, DENSE.act_bits, 0, 0
+        plain = np.array([DENSE.weight_bits, DENSE.act_bits, 0, 0])
+        choices = np.repeat(plain, len(policies) * len(layers)).reshape(4, len(policies), len(layers))
         form = {name: i for i, name in enumerate(FORMS)}
         try:
-            if any(p.network != fingerprint for p in policies):
+            if {fingerprint} != {p.network for p in policies} | {fingerprint}:
                 raise KeyError
-            # flat lists: a tuple for each entry would have the garbage collector look at everything there is
-            kept = [groups[g] for p in policies for g, _ in p.widths], [w for p in policies for _, w in p.widths]
-            done, what = [layers[x] for p in policies for x, _ in p.choices], [c for p in policies for _, c in p.choices]
-            known = {id(c): c for c in what}  # most are alike, and read once
-            read = np.array([(c.weight_bits, c.act_bits, c.rank or 0, form[c.form]) for c in known.values()], np.int64)
+            rows, names, sizes = _entries([p.widths for p in policies])
+            if len(rows):
+                widths[rows, _numbers(map(groups.__getitem__, names), len(rows))] = sizes
+            rows, names, what = _entries([p.choices for p in policies])
+            if len(rows):
+                _, one, which = np.unique(_numbers(map(id, what), len(rows)), return_index=True, return_inverse=True)
+                known = [what[i] for i in one.tolist()]  # most are alike, and read once
+                read = np.array([(c.weight_bits, c.act_bits, c.rank or 0, form[c.form]) for c in known], np.int64).T
+                choices[:, rows, _numbers(map(layers.__getitem__, names), len(rows))] = read[:, which]
         except KeyError:
             for policy in policies:
                 policy.check(network)
             raise
-        places = np.arange(len(policies))
-        if kept[0]:
-            widths[np.repeat(places, [len(p.widths) for p in policies]), kept[0]] = kept[1]
-            if (widths < 1).any() or (widths > dense).any():
-                for policy in policies:
-                    policy.check(network)
-        if what:
-            at = {key: i for i, key in enumerate(known)}
-            choices[np.repeat(places, [len(p.choices) for p in policies]), done] = read[[at[key] for key in map(id, what)]]
-        return Batch(network, widths, *np.moveaxis(choices, 2, 0))
+        if (widths < 1).any() or (widths > dense).any():
+            for policy in policies:
+                policy.check(network)
+        return Batch(network, widths, *choices)
 
     def __len__(self) -> int:
         return len(self.widths)
@@ -97,6 +97,18 @@ class Batch(Sequence[Policy]):
         table = np.concatenate(arrays, axis=1).astype(np.int32)
         data, size = table.tobytes(), table.shape[1] * 4
         return [data[i : i + size] for i in range(0, len(table) * size, size)]
+
+
+def _entries(of: Sequence[tuple[tuple[str, Any], ...]]) -> tuple[IntArray, Iterator[str], list[Any]]:
+    """All entries of policies: the policy, the name and the value of each. No tuple is made for one, which Python's collector of
+    cycles would count."""
+    every = [*chain.from_iterable(of)]
+    rows = np.repeat(np.arange(len(of)), [*map(len, of)])
+    return rows, map(itemgetter(0), every), [*map(itemgetter(1), every)]
+
+
+def _numbers(values: Iterable[int], count: int) -> IntArray:
+    return np.fromiter(values, np.int64, count)
 
 
 @lru_cache(maxsize=1 << 14)

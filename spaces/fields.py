@@ -30,6 +30,8 @@ class Fields:
                 raise FormatError(f"{self.where}.{key} is missing")
             return default
         value = self._value[key]
+        if type(value) is kind:
+            return value
         kinds = kind if isinstance(kind, tuple) else (kind,)
         if (isinstance(value, bool) and bool not in kinds) or not isinstance(value, kinds):
             if float in kinds and isinstance(value, int) and not isinstance(value, bool):
@@ -40,7 +42,7 @@ class Fields:
 
     def ints(self, key: str, length: int | None = None) -> tuple[int, ...]:
         values = self.take(key, list)
-        if any(isinstance(v, bool) or not isinstance(v, int) for v in values) or length not in (None, len(values)):
+        if not {*map(type, values)} <= {int} or length not in (None, len(values)):
             size = "" if length is None else f"{length} "
             raise FormatError(f"{self.where}.{key} must be a list of {size}whole numbers, got {values!r}")
         return tuple(values)

@@ -18,6 +18,7 @@ from tightrope.estimators.measured import rapl
 from tightrope.estimators.measured.apart import T
 from tightrope.estimators.measured.clock import CHUNK, Float, Timed, low_quartile, noise_floor, time_rounds, uncollected
 from tightrope.estimators.measured.grid import Design, Ints, design
+from tightrope.estimators.measured.marked import Marked
 from tightrope.estimators.measured.nodes import CONSTANT, MADE, Key, bytes_of
 from tightrope.estimators.measured.patterns import Flat, Patterns, Told, learn
 from tightrope.estimators.measured.sampling import mixed, probes, rounds_of
@@ -55,7 +56,7 @@ MIXING, FETCHING, EACH = range(KINDS, KINDS + 3)
 CACHE, MIB = 1 << 20, 1 << 20  # bytes of a core's own caches that a net has for weights
 ALIKE = 0.3  # weight of the wish that all kinds of nodes have one scale
 LEAST_NETS = 8
-REMEMBERED = 4096  # policies whose nodes are kept
+REMEMBERED, MOST_SUMS = 4096, 1 << 17  # policies whose nodes are kept, and leaves at sizes whose sums are
 FEW = 8  # policies that are costed one by one
 TINY = 1e-12
 PER_MS = 1e9  # times are added as whole picoseconds, so that a sum does not depend on its order
@@ -126,7 +127,7 @@ class Fitted:
     ) -> None:  # fmt: skip
         self.network, self.encode, self.space, self._make, self._here = network, encode, space, runtime, here
         self._known: dict[Policy, list[tuple[Key, str]]] = {}
-        self._seen: dict[Key, tuple[int, int, int, float]] = {}
+        self._forget()
         self.table = Table(path, mark)
         fresh = not self.table.complete
         if fresh:
@@ -320,26 +321,48 @@ class Fitted:
 
     def _many(self, patterns: Patterns, batch: Batch) -> Float:
         """Picoseconds, bytes and number of nodes, NaN where they cannot be told."""
-        flat = patterns(batch)
+        if len(self._leaves.rows) > MOST_SUMS:
+            self._forget()
+        sights, sizes = patterns.sights(batch), patterns.columns(batch)
+        ends = patterns.ends(sights)
+        marks = patterns.marks(ends, sizes)
+        places, fresh = self._leaves.places(marks)
+        if fresh.any():
+            new, first = np.unique(marks[fresh], return_index=True)
+            owner, who = (at[first] for at in np.nonzero(fresh))
+            self._leaves.add(new, self._sums(patterns.flat(ends[owner, who][None], sizes[:, who]), len(new)))
+            places, _ = self._leaves.places(marks)
+        found = np.zeros((len(batch), KINDS + 3))
+        for of_owner in places:
+            found += self._leaves.rows.take(of_owner, axis=0)
+        found[~patterns.tells(sights)] = np.nan
+        return found
+
+    def _sums(self, flat: Flat, count: int) -> Float:
+        """Picoseconds, bytes and number of nodes of what has them, `count x (KINDS + 3)`; NaN where none enclose a node."""
         nodes = [(np.zeros(0, np.int64), np.zeros((3, 0), np.int64), np.zeros(0))]  # who has each, its traits, its time
         for family, who, sizes in flat.families():
             nodes.append((who, traits(family, sizes), np.rint(self.table.times(family, sizes) * PER_MS)))
         whose, (kind, *flows), times = (np.concatenate(parts, axis=-1) for parts in zip(*nodes, strict=True))
-        found, count = np.empty((len(batch), KINDS + 3)), len(batch)
+        found = np.empty((count, KINDS + 3))
         found[:, :KINDS] = np.bincount(whose * KINDS + kind, times, count * KINDS).reshape(count, KINDS)
         found[:, KINDS:-1] = np.stack([np.bincount(whose, flow, count) for flow in flows], axis=1)
         found[:, -1] = np.bincount(whose, minlength=count)
-        found[~flat.told] = np.nan
         return found
+
+    def _forget(self) -> None:
+        """Drop what was worked out from the table's times."""
+        self._seen: dict[Key, tuple[int, int, int, float]] = {}
+        self._leaves = Marked(KINDS + 3)  # sums of patterns' leaves at sizes
 
     def _few(self, patterns: Patterns, batch: Batch) -> Float:
         """The same, quicker for single policies."""
         sights = patterns.sights(batch)
-        told, sizes = patterns.tells(sights), patterns.columns(batch).tolist()
+        told, sizes = patterns.tells(sights), patterns.columns(batch).T.tolist()
         found = np.full((len(batch), KINDS + 3), np.nan)
         for i in np.flatnonzero(told).tolist():
             row = sizes[i]
-            found[i] = self._sum([(f, tuple([row[c] for c in columns])) for f, columns in patterns.of(sights[i].tolist())])
+            found[i] = self._sum([(f, tuple([row[c] for c in columns])) for f, columns in patterns.of(sights[:, i].tolist())])
         return found
 
     def _sum(self, keys: Sequence[Key]) -> list[float]:
@@ -384,7 +407,7 @@ class Fitted:
         self.table.declare({family: design(family, [sizes]) for family, sizes in missing})
         for _ in self._time(missing, np.random.default_rng(0), inline):
             pass
-        self._seen.clear()
+        self._forget()
 
 
 def inline(work: Callable[[], T]) -> T:
@@ -430,7 +453,7 @@ def beyond(flat: Flat, met: Mapping[str, set[tuple[int, ...]]]) -> list[int]:
             known = (sign * np.array([*met.get(family, sizes[:1].tolist())])).max(axis=0)
             ends = (sign * sizes).argmax(axis=0)
             found |= {*who[ends[(sign * sizes).max(axis=0) > known]].tolist()}
-    return sorted(i for i in found if flat.told[i])
+    return sorted(found)
 
 
 def quiet(steady: Sequence[Timed], rng: np.random.Generator) -> float:

@@ -7,6 +7,7 @@ its leaves are lists of nodes whose sizes are still forms over widths and ranks.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ BLOCK = 16  # of what works alike on every machine, as 4-bit weights do
 NEAR_ENOUGH = 0.95  # of the most that any split tells: the nearest such one is taken
 Pattern = tuple[str, tuple[Form, ...]]  # family of a node and the forms of its sizes
 Told = dict[str, tuple[Pattern, ...]]  # by layer or operator
+Sight = NDArray[np.uint8]
 Tree = Any  # a leaf is the place of a list of patterns; a branch is (feature, value, tree where equal, tree elsewhere)
 
 
@@ -49,16 +51,17 @@ class Sights:
             sizes += [(e, g) for e in (layer.inputs, layer.outputs) if e.terms for g in {1, layer.groups}]
         self._sizes = list(dict.fromkeys(sizes))
 
-    def __call__(self, batch: Batch) -> IntArray:
-        """`b x F` array: of every layer precision, form, and by block the classes of its two inner widths; then those of sizes."""
+    def __call__(self, batch: Batch) -> Sight:
+        """`F x b` array: of every layer precision, form, and by block the classes of its two inner widths; then those of sizes."""
         whole, bits = batch.ranks == 0, batch.weight_bits
         low = np.where(bits == 32, 0, np.where(batch.act_bits == 32, 2, np.where(bits == 8, 1, 1 + bits)))
-        columns = [low, batch.forms]
         inner = [inner_widths(self.network, self._extents, batch, part) for part in (0, 1)]
-        columns += [np.where(whole, 0, 1 + filling(widths, block)) for block in self._blocks for widths in inner]
-        widths = [self._extents.at(e, batch.widths) // by for e, by in self._sizes]
-        sizes = [filling(size, block) for block in self._blocks for size in widths]
-        return np.concatenate([*columns, np.reshape(sizes, (len(sizes), len(batch))).T], axis=1)
+        sizes = [self._extents.at(e, batch.widths) // by for e, by in self._sizes]
+        wide = np.reshape(sizes, (len(sizes), len(batch)))
+        most = max((int(a.max(initial=0)) for a in (*inner, wide)), default=0)
+        classes = [filling(np.arange(most + 1), block).astype(np.uint8) for block in self._blocks]
+        layers = [low, batch.forms, *(np.where(whole, 0, 1 + each[widths]) for each in classes for widths in inner)]
+        return np.concatenate([*(a.T.astype(np.uint8) for a in layers), *(each[wide] for each in classes)])
 
     def distances(self) -> dict[str, IntArray]:
         """For every layer and operator, how far each column of a row is from it in the network's graph."""
@@ -108,26 +111,28 @@ class Patterns:
     def __init__(self, sights: Sights, trees: Mapping[str, Tree], leaves: Sequence[tuple[Pattern, ...]], seen: Any) -> None:
         self.network, self.trees, self.leaves, self.seen = sights.network, dict(trees), list(leaves), [frozenset(s) for s in seen]
         self.sights, self._extents = sights, Extents(sights.network)
-        self._seen = np.zeros((len(self.seen), 1 + max((v for s in self.seen for v in s), default=0) + 1), np.bool_)
-        for row, values in zip(self._seen, self.seen, strict=True):
-            row[[*values]] = True  # the last place stands for what is larger
+        self._seen = np.array([sum(1 << value for value in values) for values in self.seen], np.uint32)[:, None]
         known = dict.fromkeys(pattern for leaf in leaves for pattern in leaf)
-        self._forms = list(dict.fromkeys(form for _, forms in known for form in forms))
+        made_of = [list(dict.fromkeys(base for _, forms in leaf for form in forms for base in bases(form))) for leaf in leaves]
+        self._forms = list(dict.fromkeys(chain((form for _, forms in known for form in forms), *made_of)))
         column, place = {form: i for i, form in enumerate(self._forms)}, {pattern: i for i, pattern in enumerate(known)}
         self.patterns = [(family, np.array([column[f] for f in forms], np.int64)) for family, forms in known]
         self._places = [[place[p] for p in leaf] for leaf in leaves]
         self._lists = [[(family, [column[f] for f in forms]) for family, forms in leaf] for leaf in leaves]
+        rows = zip_longest(*([column[base] for base in found] for found in made_of), fillvalue=len(column))
+        self._bases = [np.array(row, np.int64) for row in rows]  # one by one, by leaf; those that have fewer read zeros
+        numbers = np.random.default_rng(0).integers(1 << 63, size=len(column) + len(leaves), dtype=np.uint64) * 2 + 1
+        self._odd, self._salt = np.split(numbers, [len(column)])
 
-    def tells(self, sights: IntArray) -> NDArray[np.bool_]:
+    def tells(self, sights: Sight) -> NDArray[np.bool_]:
         """Which policies show nothing that did not occur where this was learnt, `b`-dim."""
-        shown = self._seen[np.arange(len(self._seen)), np.minimum(sights, self._seen.shape[1] - 1)]
-        found: NDArray[np.bool_] = np.all(shown, axis=1)
+        found: NDArray[np.bool_] = np.all(self._seen >> sights & 1, axis=0)
         return found
 
-    def ends(self, sights: IntArray) -> IntArray:
+    def ends(self, sights: Sight) -> IntArray:
         """The leaf that every layer and operator comes to, `owners x b`."""
-        found = np.empty((len(self.trees), len(sights)), np.int64)
-        columns, everyone = np.ascontiguousarray(sights.T), np.arange(len(sights))
+        found = np.empty((len(self.trees), sights.shape[1]), np.int64)
+        everyone = np.arange(sights.shape[1])
         for row, tree in zip(found, self.trees.values(), strict=True):
             waiting = [(tree, everyone)]
             while waiting:
@@ -136,7 +141,7 @@ class Patterns:
                     row[who] = at
                     continue
                 feature, value, equal, other = at
-                same = columns[feature, who] == value
+                same = sights[feature].take(who) == value
                 waiting += [(branch, part) for branch, part in ((equal, who[same]), (other, who[~same])) if len(part)]
         return found
 
@@ -155,18 +160,32 @@ class Patterns:
         Args:
             batch: `b` policies.
         """
-        sights = self.sights(batch)
-        ends = self.ends(sights)
+        return self.flat(self.ends(self.sights(batch)), self.columns(batch))
+
+    def flat(self, ends: IntArray, sizes: IntArray) -> "Flat":
+        """The nodes of what comes to leaves, `o x n`, at sizes, `C x n`."""
         order = np.argsort(ends, axis=None, kind="stable")
         leaves, starts = np.unique(ends.ravel()[order], return_index=True)
         who: dict[int, list[IntArray]] = {}
-        for leaf, members in zip(leaves.tolist(), np.split(order % max(len(batch), 1), starts[1:]), strict=True):
+        for leaf, members in zip(leaves.tolist(), np.split(order % max(ends.shape[1], 1), starts[1:]), strict=True):
             for place in self._places[leaf]:
                 who.setdefault(place, []).append(members)
-        return Flat(self.patterns, {p: np.concatenate(parts) for p, parts in who.items()}, self.columns(batch), self.tells(sights))
+        return Flat(self.patterns, {p: np.concatenate(parts) for p, parts in who.items()}, sizes)
+
+    def marks(self, ends: IntArray, sizes: IntArray) -> NDArray[np.uint64]:
+        """What tells leaves, `o x b`, at the sizes of their policies, `C x b`, from each other: equal where all nodes are.
+
+        A sum of a random number for the leaf and one for each of the widths and ranks that its sizes are made of, times these:
+        two of `n` are alike by chance with a probability of about `n^2 / 2^65`.
+        """
+        mixed = np.concatenate([sizes.astype(np.uint64) * self._odd[:, None], np.zeros((1, sizes.shape[1]), np.uint64)])
+        found: NDArray[np.uint64] = self._salt[ends]
+        for places in self._bases:
+            found += mixed.ravel().take(places[ends] * sizes.shape[1] + np.arange(sizes.shape[1]))
+        return found
 
     def columns(self, batch: Batch) -> IntArray:
-        """The sizes that patterns have, `b x C`."""
+        """The sizes that patterns have, and the widths and ranks that these are made of, `C x b`."""
         inner = [inner_widths(self.network, self._extents, batch, part) for part in (0, 1)]
         at = {layer.name: i for i, layer in enumerate(self.network.layers)}
         known: dict[Any, Any] = {}
@@ -192,9 +211,9 @@ class Patterns:
                     return np.prod([size(p) for p in parts], axis=0)
             raise ValueError(form)
 
-        found = np.empty((len(batch), len(self._forms)), np.int64)
-        for i, form in enumerate(self._forms):
-            found[:, i] = size(form)
+        found = np.empty((len(self._forms), len(batch)), np.int64)
+        for row, form in zip(found, self._forms, strict=True):
+            row[:] = size(form)
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -213,19 +232,18 @@ class Patterns:
             leaves = [tuple(patterns[i] for i in leaf) for leaf in f.take("leaves", list)]
             trees = {str(owner): _tuples(tree) for owner, tree in f.items("trees")}
             return Patterns(Sights(network, f.take("block", int)), trees, leaves, f.take("seen", list))
-        except (IndexError, TypeError, ValueError) as error:
+        except (IndexError, OverflowError, TypeError, ValueError) as error:
             raise FormatError(f"{f.where} is damaged: {error}") from None
 
 
 @dataclass(frozen=True, eq=False)
 class Flat:
-    """The nodes of `b` policies: by the place of their pattern, which policies have one (twice: two of them); the policies' sizes,
-    `b x C`; and whether each policy shows only what is known."""
+    """The nodes of `b` policies: by the place of their pattern, which policies have one (twice: two of them); and the policies'
+    sizes, `C x b`."""
 
     patterns: Sequence[tuple[str, IntArray]]
     who: dict[int, IntArray]
     sizes: IntArray
-    told: NDArray[np.bool_]
 
     def families(self) -> Iterator[tuple[str, IntArray, IntArray]]:
         """Each family of nodes, the policy that each of its `n` nodes is of, and their sizes, `n x k`."""
@@ -235,8 +253,20 @@ class Flat:
             found.setdefault(family, []).append((who, columns))
         flat, across = self.sizes.ravel(), self.sizes.shape[1]
         for family, parts in found.items():
-            sizes = [flat.take(who[:, None] * across + columns) for who, columns in parts]  # quicker than two lists of indices
+            sizes = [flat.take(who[:, None] + across * columns) for who, columns in parts]  # quicker than two lists of indices
             yield family, np.concatenate([who for who, _ in parts]), np.concatenate(sizes)
+
+
+def bases(form: Any) -> tuple[Form, ...]:
+    """The widths and ranks that a size is made of."""
+    match form:
+        case ("width" | "inner", *_):
+            return (form,)
+        case ("up" | "share", of, _):
+            return bases(of)
+        case ("product", parts):
+            return tuple(base for part in parts for base in bases(part))
+    return ()
 
 
 def _tuples(value: Any) -> Any:
@@ -247,15 +277,15 @@ def learn(network: Network, batch: Batch, lowered: Sequence[Told], block: int) -
     """Grow the trees from policies and what they were lowered to; kernels work on blocks of so many channels."""
     sights = Sights(network, block)
     rows = sights(batch)
-    splits = [(f, int(v)) for f in range(rows.shape[1]) for values in [np.unique(rows[:, f])] if len(values) > 1 for v in values]
-    shown = np.stack([rows[:, f] == v for f, v in splits], axis=1).astype(np.float32) if splits else np.zeros((len(rows), 0))
+    splits = [(f, int(v)) for f, row in enumerate(rows) for values in [np.unique(row)] if len(values) > 1 for v in values]
+    shown = np.stack([rows[f] == v for f, v in splits], axis=1).astype(np.float32) if splits else np.zeros((len(batch), 0))
     far, leaves, trees = sights.distances(), dict[tuple[Pattern, ...], int](), {}
     for owner in dict.fromkeys(owner for found in lowered for owner in found):
         labels = np.array([leaves.setdefault(found.get(owner, ()), len(leaves)) for found in lowered])
-        distance = far[owner] if owner in far else np.zeros(rows.shape[1], np.int64)
+        distance = far[owner] if owner in far else np.zeros(len(rows), np.int64)
         order = np.argsort([distance[f] for f, _ in splits], kind="stable")
         trees[owner] = _grow(labels, shown[:, order], [splits[i] for i in order])
-    return Patterns(sights, trees, list(leaves), [np.unique(column).tolist() for column in rows.T])
+    return Patterns(sights, trees, list(leaves), [np.unique(row).tolist() for row in rows])
 
 
 def _grow(labels: IntArray, shown: NDArray[Any], splits: Sequence[tuple[int, int]]) -> Tree:

@@ -44,42 +44,48 @@ class _Family:
 
     axes: tuple[Axis, ...]
     samples: dict[Sizes, list[list[float]]] = field(default_factory=dict)
-    exact: dict[Sizes, float] = field(default_factory=dict)
     error: float = 0.0  # of learned times, each left out
+    _exact: dict[Sizes, float] | None = None
     _read: Callable[[Ints], Floats] | None = None
-    _apart: tuple[Sizes, ...] = ()
+    _apart: dict[Sizes, float] = field(default_factory=dict)
+
+    @property
+    def exact(self) -> dict[Sizes, float]:
+        """The times of the nodes that were timed."""
+        if self._exact is None:
+            self._exact = {sizes: pooled(passes) for sizes, passes in self.samples.items()}
+        return self._exact
 
     def add(self, sizes: Sizes, samples: list[float]) -> None:
         """Add the samples of one more pass, on the table's scale."""
-        passes = self.samples.setdefault(sizes, [])
-        passes.append(samples)
-        self.exact[sizes] = pooled(passes)
-        self._read = None
+        self.samples.setdefault(sizes, []).append(samples)
+        self._exact = self._read = None
 
     def at(self, sizes: Ints) -> Floats:
         """Times at `n x k` sizes: those timed, and others between them."""
         self.learn()
         assert self._read is not None
         found = self._read(sizes)
-        for timed in self._apart:
-            found[np.all(sizes == timed, axis=1)] = self.exact[timed]
+        for timed, time in self._apart.items():
+            found[np.all(sizes == timed, axis=1)] = time
         return found
 
     def learn(self) -> None:
         """Make ready what tells the times."""
         if self._read is not None:
             return
+        exact = self.exact
         if len(self.axes) > MOST_AXES:
-            learned = Learned(self.axes, self.exact)
-            self._read, self._apart, self.error = learned.at, tuple(self.exact), learned.error
+            learned = Learned(self.axes, exact)
+            self._read, self._apart, self.error = learned.at, exact, learned.error
             return
         grid: dict[Sizes, float] = {}
-        points = {sizes: tuple(axis.at(sizes) for axis in self.axes) for sizes in self.exact}
+        points = {sizes: tuple([axis.at(sizes) for axis in self.axes]) for sizes in exact}
         for sizes, point in points.items():
             if all(p in axis.values for p, axis in zip(point, self.axes, strict=True)):
-                grid[point] = min(self.exact[sizes], grid.get(point, math.inf))
+                grid[point] = min(exact[sizes], grid.get(point, math.inf))
         self._read = Grid(self.axes, grid).at
-        self._apart = tuple(s for s, point in points.items() if grid.get(point) != self.exact[s])
+        self._apart = {s: exact[s] for s, point in points.items() if grid.get(point) != exact[s]}
 
 
 def pooled(passes: Sequence[Sequence[float]]) -> float:
@@ -198,7 +204,7 @@ class Table:
         ]  # fmt: skip
         self._append(lines)
         for line in lines:
-            self._node(Fields(line, "sample"))
+            self._node(str(line["node"]), Fields(line, "sample"))
 
     def add_nets(
         self, policies: Iterable[str], samples: np.ndarray, reference: float, empty: float, dense: float, *, held: bool = False
@@ -252,7 +258,9 @@ class Table:
                 log.warning("left out of the latency table: %s", error)
 
     def _line(self, fields: Fields) -> None:
-        if fields.take("family", str, ""):
+        if family := fields.take("node", str, ""):
+            self._node(family, fields)
+        elif fields.take("family", str, ""):
             self._declared(fields)
         elif fields.take("net", str, "") or fields.take("held", str, ""):
             self._net(fields)
@@ -261,7 +269,7 @@ class Table:
         elif fields.take("complete", bool, False):
             self.complete = True
         else:
-            self._node(fields)
+            raise FormatError(f"{fields.where}.node is missing")
 
     def _declared(self, fields: Fields) -> None:
         family, axes = fields.take("family", str), []
@@ -281,15 +289,15 @@ class Table:
         numbers = [*samples, reference, empty, *more]
         if not samples or not {*map(type, numbers)} <= {int, float}:
             raise FormatError(f"{fields.where}.ms must be a list of numbers, got {samples!r}")
-        if not all(map(math.isfinite, numbers)) or min(samples) < 0 or reference <= 0:
+        if not math.isfinite(sum(numbers)) or min(samples) < 0 or reference <= 0:
             raise FormatError(f"{fields.where} must have finite times, none below zero, got {samples!r}")
         if math.isnan(self.base):
             self.base = reference
-        scaled = [max(x - empty, 0.0) * self.base / reference for x in (*samples, *more)]
+        scale = self.base / reference
+        scaled = [(x - empty) * scale if x > empty else 0.0 for x in (*samples, *more)]
         return scaled[: len(samples)], scaled[len(samples) :]
 
-    def _node(self, fields: Fields) -> None:
-        family = fields.take("node", str)
+    def _node(self, family: str, fields: Fields) -> None:
         if family not in self._names:
             raise FormatError(f"{fields.where}.node must be a family that stands before it, got {family!r}")
         name, sizes = self._names[family], fields.ints("sizes")

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from tightrope.estimators.encode import Extents
 from tightrope.spaces.batch import FORMS, Batch, IntArray
-from tightrope.spaces.network import Network
+from tightrope.spaces.network import Network, forms
 from tightrope.spaces.points import FUSED, MOVERS, consumers, written
 from tightrope.spaces.policy import Choice
 from tightrope.spaces.unit import units_of
@@ -37,6 +37,8 @@ class Weights:
     def __init__(self, network: Network, batch: int, *, onnx: bool) -> None:
         self.network, self._batch, self._onnx, self._extents = network, batch, onnx, Extents(network)
         self._rest = [p.shape for p in network.parameters]
+        self._ends = [x.inputs for x in network.layers], [x.outputs for x in network.layers]
+        self._parts = {i: parts_of(network, form, batch) for i, form in enumerate(FORMS)}
         self._layers = {layer.name: i for i, layer in enumerate(network.layers)}
         self._ops, self._readers = {op.name: op for op in network.ops}, consumers(network)
         self._holders: dict[str, set[int]] = {}  # layers that, as integer ones, have an operator's tensor held in 8 bits
@@ -53,47 +55,40 @@ class Weights:
         panels of 16 outputs where there is more than one row; between codes a floating-point layer has a scale and a zero point
         for each channel that it reads (`shielded` in the exporter).
         """
-        count = len(batch)
+        count, ends = len(batch), [self._extents.each(extents, batch.widths) for extents in self._ends]
         size, macs, energy = np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count)
         for shape in self._rest:
             size += 4 * self._extents.items(shape, batch.widths)
-        zeros: list[IntArray] = []
-        for at, layer in enumerate(self.network.layers):
-            inputs, outputs = (self._extents.at(e, batch.widths) for e in (layer.inputs, layer.outputs))
-            for form in np.unique(batch.forms[:, at]).tolist():
-                who = np.flatnonzero(batch.forms[:, at] == form)
-                ends = _ends(FORMS[form], inputs[who], outputs[who], batch.ranks[who, at])
-                parts = units_of(layer, Choice(rank=1 if form else None, form=FORMS[form]), self.network.widths)
-                for unit, read, made in zip(parts, ends[:-1], ends[1:], strict=True):
-                    groups = read if layer.kind == "depthwise" else unit.groups
-                    weights = made * (read // groups) * prod(unit.kernel)
-                    products = weights * prod(unit.out_size) * unit.calls
-                    macs[who] += products
-                    low, act = batch.weight_bits[who, at], batch.act_bits[who, at]
-                    integer, packed = act <= 8, (low < 32) & (act == 32)
-                    moved = weights * low / 8 + self._batch * (read * prod(unit.in_size) + made * prod(unit.out_size)) * act / 8
-                    each = np.where(moved <= CACHED, CACHE_PJ, DRAM_PJ) * unit.calls / self._batch
-                    energy[who] += products * np.where(integer, INTEGER_PJ, FLOAT_PJ) + moved * each
-                    bias = 4 * made if unit.bias else 0 * made
-                    many = self._batch * prod(layer.out_size) > 1
-                    panels = -(-made // PANEL) * PANEL if many else made
-                    blocks = -(-(-(-read // PANEL) * PANEL if many and unit.part else read) // BLOCK)
-                    whole = np.where(
-                        packed, panels * blocks * (BLOCK * low // 8 + 4) + (4 * panels if unit.bias else 0), 4 * weights + bias
-                    )
-                    if not self._onnx:
-                        size[who] += -(-weights * low // 8) + bias + np.where(low < 32, 4 * made, 0) + np.where(act < 32, 8, 0)
-                        continue
-                    size[who] += np.where(integer, weights + 4 * made + 2 * bias + STEP_BYTES, whole)
-                    for item in (1, 4) if unit.bias else (1,):
-                        zero = np.zeros(count, np.int64)
-                        zero[who] = np.where(integer, item * (made << 4) + item, 0)  # told apart by item and length
-                        zeros.append(zero)
+        zeros = np.zeros((2, count, max(int(e.max(initial=0)) for e in (*ends, batch.ranks)) + 1), np.bool_)  # by bytes, length
+        for form, parts in self._parts.items():
+            who, at = np.nonzero(batch.forms == form)
+            low, act, ranks, inputs, outputs = (a[who, at] for a in (batch.weight_bits, batch.act_bits, batch.ranks, *ends))
+            channels = _channels(FORMS[form], inputs, outputs, ranks)
+            integer, packed = act <= 8, (low < 32) & (act == 32)
+            for part, read, made in zip(parts, channels[:-1], channels[1:], strict=True):
+                kernel, groups, before, behind, calls, bias, many = part[:, at]
+                weights = made * (read // np.where(groups, groups, read)) * kernel
+                products = weights * behind * calls
+                moved = weights * low / 8 + self._batch * (read * before + made * behind) * act / 8
+                each = np.where(moved <= CACHED, CACHE_PJ, DRAM_PJ) * calls / self._batch
+                biases = 4 * made * bias
+                if self._onnx:
+                    panels = np.where(many, -(-made // PANEL) * PANEL, made)
+                    blocks = -(-np.where(many * (part is not parts[0]), -(-read // PANEL) * PANEL, read) // BLOCK)
+                    whole = np.where(packed, panels * (blocks * (BLOCK * low // 8 + 4) + 4 * bias), 4 * weights + biases)
+                    held = np.where(integer, weights + 4 * made + 2 * biases + STEP_BYTES, whole)
+                    zeros[0, who[integer], made[integer]] = True
+                    zeros[1, who[integer], (made * bias)[integer]] = True
+                else:
+                    held = -(-weights * low // 8) + biases + np.where(low < 32, 4 * made, 0) + np.where(act < 32, 8, 0)
+                size += _sums(who, held, count)
+                macs += _sums(who, products, count)
+                energy += np.bincount(who, products * np.where(integer, INTEGER_PJ, FLOAT_PJ) + moved * each, count)
         if self._onnx:
             size += self._shields(batch)
-        shared = np.sort(np.array(zeros, np.int64).reshape(len(zeros), count), axis=0)
-        fresh = np.diff(shared, axis=0, prepend=0) != 0
-        return Held(size + np.where(fresh, shared >> 4, 0).sum(axis=0), macs, energy)
+            for each_bytes, there in zip((1, 4), zeros, strict=True):
+                size += each_bytes * (there @ np.arange(there.shape[1]))
+        return Held(size, macs, energy)
 
     def _shields(self, batch: Batch) -> IntArray:
         """Bytes of the scales and zero points by channel of tensors that whole floating-point layers between codes read."""
@@ -127,8 +122,28 @@ class Weights:
         return total
 
 
-def _ends(form: str, inputs: IntArray, outputs: IntArray, ranks: IntArray) -> list[IntArray]:
+def _sums(who: IntArray, values: IntArray, count: int) -> IntArray:
+    """Sums of whole numbers by whom they are of."""
+    return np.bincount(who, values, count).astype(np.int64)
+
+
+def _channels(form: str, inputs: IntArray, outputs: IntArray, ranks: IntArray) -> list[IntArray]:
     """Channels before, between and behind the units of a layer."""
     if form == "tucker":
         return [inputs, np.minimum(ranks, inputs), np.minimum(ranks, outputs), outputs]
     return [inputs, ranks, outputs] if form else [inputs, outputs]
+
+
+def parts_of(network: Network, form: str, batch: int) -> list[IntArray]:
+    """What the widths do not change of the units of all layers in a form, `7 x L` for each part: kernel size, groups (0: as many
+    as channels), places of the tensors that are read and made, calls, whether there is a bias, and whether there is more than one
+    row. Layers that cannot take the form have zeros."""
+    found = [np.zeros((7, len(network.layers)), np.int64) for _ in range({"": 1, "tucker": 3}.get(form, 2))]
+    for at, layer in enumerate(network.layers):
+        if form and form not in forms(layer):
+            continue
+        many = batch * prod(layer.out_size) > 1
+        for part, unit in zip(found, units_of(layer, Choice(rank=1 if form else None, form=form), network.widths), strict=True):
+            groups = 0 if layer.kind == "depthwise" else unit.groups
+            part[:, at] = prod(unit.kernel), groups, prod(unit.in_size), prod(unit.out_size), unit.calls, unit.bias, many
+    return found

@@ -40,7 +40,7 @@ def nodes_of(patterns: Patterns, encode: Encoder, policies: list) -> "list[Count
     for place, who in flat.who.items():
         family, columns = patterns.patterns[place]
         for policy in who.tolist():
-            found[policy][family, tuple(flat.sizes[policy, columns].tolist())] += 1
+            found[policy][family, tuple(flat.sizes[columns, policy].tolist())] += 1
     return found
 
 
@@ -60,10 +60,10 @@ def test_patterns_tell_what_lowering_says(name: str, isa: str) -> None:
     batch = encode(others)
     sights, sizes = patterns.sights(batch), patterns.columns(batch)
     for i, one in enumerate(found):  # one by one they are the same
-        each = ((family, tuple(sizes[i, columns].tolist())) for family, columns in patterns.of(sights[i].tolist()))
+        each = ((family, tuple(sizes[columns, i].tolist())) for family, columns in patterns.of(sights[:, i].tolist()))
         assert Counter(each) == one
     assert patterns.tells(sights).all()
-    sights[3, 0] = 9
+    sights[0, 3] = 9
     assert np.flatnonzero(~patterns.tells(sights)).tolist() == [3]
 
 
