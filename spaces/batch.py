@@ -50,7 +50,7 @@ class Batch(Sequence[Policy]):
         choices = np.repeat(plain, len(policies) * len(layers)).reshape(4, len(policies), len(layers))
         form = {name: i for i, name in enumerate(FORMS)}
         try:
-            if {fingerprint} != {p.network for p in policies} | {fingerprint}:
+            if {p.network for p in policies} - {fingerprint}:
                 raise KeyError
             rows, names, sizes = _entries([p.widths for p in policies])
             if len(rows):

@@ -13,6 +13,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Literal
 
@@ -70,9 +71,14 @@ class Axis:
         """The size of a node along the axis, as it counts."""
         return counted(sizes[self.column], self.rule)
 
+    @cached_property
+    def _alike(self) -> dict[int, tuple[int, ...]]:
+        kinds = [like(v, self.rule) for v in self.values]
+        return {kind: tuple(v for v, own in zip(self.values, kinds, strict=True) if own == kind) for kind in kinds}
+
     def around(self, size: int) -> tuple[int, ...]:
         """The timed values among which a size is read: those like it where they enclose it, else all."""
-        near = tuple(v for v in self.values if like(v, self.rule) == like(size, self.rule))
+        near = self._alike.get(like(size, self.rule), ())
         return near if near and near[0] <= size <= near[-1] else self.values
 
 

@@ -58,7 +58,7 @@ class Sights:
         inner = [inner_widths(self.network, self._extents, batch, part) for part in (0, 1)]
         sizes = [self._extents.at(e, batch.widths) // by for e, by in self._sizes]
         wide = np.reshape(sizes, (len(sizes), len(batch)))
-        most = max((int(a.max(initial=0)) for a in (*inner, wide)), default=0)
+        most = max(int(a.max(initial=0)) for a in (*inner, wide))
         classes = [filling(np.arange(most + 1), block).astype(np.uint8) for block in self._blocks]
         layers = [low, batch.forms, *(np.where(whole, 0, 1 + each[widths]) for each in classes for widths in inner)]
         return np.concatenate([*(a.T.astype(np.uint8) for a in layers), *(each[wide] for each in classes)])
@@ -115,7 +115,8 @@ class Patterns:
         known = dict.fromkeys(pattern for leaf in leaves for pattern in leaf)
         made_of = [list(dict.fromkeys(base for _, forms in leaf for form in forms for base in bases(form))) for leaf in leaves]
         self._forms = list(dict.fromkeys(chain((form for _, forms in known for form in forms), *made_of)))
-        column, place = {form: i for i, form in enumerate(self._forms)}, {pattern: i for i, pattern in enumerate(known)}
+        self.column = column = {form: i for i, form in enumerate(self._forms)}
+        place = {pattern: i for i, pattern in enumerate(known)}
         self.patterns = [(family, np.array([column[f] for f in forms], np.int64)) for family, forms in known]
         self._places = [[place[p] for p in leaf] for leaf in leaves]
         self._lists = [[(family, [column[f] for f in forms]) for family, forms in leaf] for leaf in leaves]
@@ -173,10 +174,10 @@ class Patterns:
         return Flat(self.patterns, {p: np.concatenate(parts) for p, parts in who.items()}, sizes)
 
     def marks(self, ends: IntArray, sizes: IntArray) -> NDArray[np.uint64]:
-        """What tells leaves, `o x b`, at the sizes of their policies, `C x b`, from each other: equal where all nodes are.
+        """A number for each leaf of policies, `o x b`, at their sizes, `C x b`: alike only where leaf and nodes are.
 
-        A sum of a random number for the leaf and one for each of the widths and ranks that its sizes are made of, times these:
-        two of `n` are alike by chance with a probability of about `n^2 / 2^65`.
+        It is the sum of a random number for the leaf and of the widths and ranks that its sizes are made of, each times another
+        one: two of `n` that ought to differ are alike with a probability of about `n^2 / 2^65`.
         """
         mixed = np.concatenate([sizes.astype(np.uint64) * self._odd[:, None], np.zeros((1, sizes.shape[1]), np.uint64)])
         found: NDArray[np.uint64] = self._salt[ends]

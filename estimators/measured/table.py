@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from statistics import median
 from typing import Any, get_args
@@ -26,6 +26,7 @@ from tightrope.spaces.errors import DeviceError, FormatError
 from tightrope.spaces.fields import Fields, parse
 
 VERSION = 3
+LEFT_OUT = "left out of the latency table: %s"
 log = logging.getLogger(__name__)
 
 
@@ -114,9 +115,7 @@ class Table:
     def __init__(self, path: Path | None, fingerprint: Mapping[str, Any]) -> None:
         self.path, self.fingerprint = path, dict(fingerprint)
         self.families: dict[str, _Family] = {}
-        self.nets: dict[str, float] = {}
-        self.held: dict[str, float] = {}
-        self._ratios: dict[str, list[list[float]]] = {}
+        self._ratios: dict[str, dict[str, list[list[float]]]] = {"net": {}, "held": {}}
         self._dense: list[float] = []
         self.base = math.nan  # the reference's time when the table was begun; later times are scaled to it
         self.complete = False  # whether all that a space needs was timed
@@ -203,8 +202,7 @@ class Table:
             for (f, sizes), column in zip(keys, samples.T, strict=True)
         ]  # fmt: skip
         self._append(lines)
-        for line in lines:
-            self._node(str(line["node"]), Fields(line, "sample"))
+        self._nodes([Fields(line, "sample") for line in lines])
 
     def add_nets(
         self, policies: Iterable[str], samples: np.ndarray, reference: float, empty: float, dense: float, *, held: bool = False
@@ -220,8 +218,7 @@ class Table:
             for policy, column in zip(policies, samples.T, strict=True)
         ]  # fmt: skip
         self._append(lines)
-        for line in lines:
-            self._net(Fields(line, "sample"))
+        self._nets([Fields(line, "sample") for line in lines])
 
     def _append(self, lines: Iterable[Mapping[str, Any]]) -> None:
         data = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
@@ -251,19 +248,37 @@ class Table:
         if found != self.fingerprint:
             other = sorted(k for k in {*found, *self.fingerprint} if found.get(k) != self.fingerprint.get(k))
             raise DeviceError(f"{path} is a table for another {', '.join(other)}; move the file away to measure anew")
+        parsed: list[Fields] = []
         for number, text in enumerate(lines[1:], start=2):
             try:
-                self._line(parse(text, f"{path} line {number}"))
+                parsed.append(parse(text, f"{path} line {number}"))
             except FormatError as error:
-                log.warning("left out of the latency table: %s", error)
+                log.warning(LEFT_OUT, error)
+        for read, alike in groupby(parsed, self._reader):
+            self._lines(read, [*alike])
 
-    def _line(self, fields: Fields) -> None:
-        if family := fields.take("node", str, ""):
-            self._node(family, fields)
-        elif fields.take("family", str, ""):
+    def _reader(self, fields: Fields) -> Callable[[Sequence[Fields]], None]:
+        """What reads a line and those like it."""
+        return self._nodes if "node" in fields else self._nets if "net" in fields or "held" in fields else self._others
+
+    def _lines(self, read: Callable[[Sequence[Fields]], None], lines: Sequence[Fields]) -> None:
+        """Read lines all at once or, if anything is wrong with them, one by one."""
+        try:
+            read(lines)
+        except FormatError as error:
+            if len(lines) == 1:
+                log.warning(LEFT_OUT, error)
+                return
+            for fields in lines:
+                self._lines(read, [fields])
+
+    def _others(self, lines: Sequence[Fields]) -> None:
+        for fields in lines:
+            self._other(fields)
+
+    def _other(self, fields: Fields) -> None:
+        if fields.take("family", str, ""):
             self._declared(fields)
-        elif fields.take("net", str, "") or fields.take("held", str, ""):
-            self._net(fields)
         elif note := fields.take("note", str, ""):
             self.notes[note] = Fields(fields.take("value", dict), f"{fields.where}.value")
         elif fields.take("complete", bool, False):
@@ -282,42 +297,56 @@ class Table:
         self._names[identity(family)] = family
         self.families.setdefault(family, _Family(tuple(axes)))
 
-    def _figures(self, fields: Fields, *others: str) -> tuple[list[float], list[float]]:
-        """A line's samples without an empty call's time, and `others` likewise, on the table's scale."""
-        samples, reference = fields.take("ms", list), fields.take("reference_ms", float)
-        empty, more = fields.take("empty_ms", float), [fields.take(name, float) for name in others]
-        numbers = [*samples, reference, empty, *more]
-        if not samples or not {*map(type, numbers)} <= {int, float}:
-            raise FormatError(f"{fields.where}.ms must be a list of numbers, got {samples!r}")
-        if not math.isfinite(sum(numbers)) or min(samples) < 0 or reference <= 0:
-            raise FormatError(f"{fields.where} must have finite times, none below zero, got {samples!r}")
+    def _figures(self, lines: Sequence[Fields], *others: str) -> tuple[list[list[float]], list[list[float]]]:
+        """The samples of each line without an empty call's time, and each of `others` likewise, on the table's scale."""
+        samples, where = [fields.take("ms", list) for fields in lines], lines[0].where
+        counts, numbers = [*map(len, samples)], [*chain.from_iterable(samples)]
+        if 0 in counts or not {*map(type, numbers)} <= {int, float}:
+            raise FormatError(f"{where}.ms must be a list of numbers, got {samples[0]!r}")
+        ms = np.array(numbers, np.float64)
+        more = np.array([[fields.take(name, float) for name in ("reference_ms", "empty_ms", *others)] for fields in lines])
+        reference, empty = more.T[:2]
+        if not (np.isfinite(ms).all() and np.isfinite(more).all()) or ms.min() < 0 or reference.min() <= 0:
+            raise FormatError(f"{where} must have finite times, none below zero, got {samples[0]!r}")
         if math.isnan(self.base):
-            self.base = reference
+            self.base = float(reference[0])
         scale = self.base / reference
-        scaled = [(x - empty) * scale if x > empty else 0.0 for x in (*samples, *more)]
-        return scaled[: len(samples)], scaled[len(samples) :]
+        scaled = (np.maximum(ms - np.repeat(empty, counts), 0) * np.repeat(scale, counts)).tolist()
+        parts = [scaled[end - count : end] for count, end in zip(counts, np.cumsum(counts).tolist(), strict=True)]
+        return parts, (np.maximum(more.T[2:] - empty, 0) * scale).tolist()
 
-    def _node(self, family: str, fields: Fields) -> None:
-        if family not in self._names:
-            raise FormatError(f"{fields.where}.node must be a family that stands before it, got {family!r}")
-        name, sizes = self._names[family], fields.ints("sizes")
-        self.families[name].add(sizes, self._figures(fields)[0])
+    def _nodes(self, lines: Sequence[Fields]) -> None:
+        names = [fields.take("node", str) for fields in lines]
+        if unknown := {*names} - {*self._names}:
+            raise FormatError(f"{lines[0].where}.node must be a family that stands before it, got {unknown.pop()!r}")
+        sizes, (samples, _) = [fields.ints("sizes") for fields in lines], self._figures(lines)
+        for name, size, part in zip(names, sizes, samples, strict=True):
+            self.families[self._names[name]].add(size, part)
         self._memo.clear()
 
-    def _net(self, fields: Fields) -> None:
-        samples, (dense,) = self._figures(fields, "dense_ms")
-        if dense <= 0:
-            raise FormatError(f"{fields.where}.dense_ms must be more than an empty call's time")
-        held = fields.take("held", str, "")
-        policy = held or fields.take("net", str)
-        passes = self._ratios.setdefault(policy, [])
-        passes.append([x / dense for x in samples])
-        (self.held if held else self.nets)[policy] = typical(passes)
-        self._dense.append(dense)
+    def _nets(self, lines: Sequence[Fields]) -> None:
+        kinds = ["held" if "held" in fields else "net" for fields in lines]
+        policies = [fields.take(kind, str) for fields, kind in zip(lines, kinds, strict=True)]
+        samples, (dense,) = self._figures(lines, "dense_ms")
+        if min(dense) <= 0:
+            raise FormatError(f"{lines[0].where}.dense_ms must be more than an empty call's time")
+        for kind, policy, part, whole in zip(kinds, policies, samples, dense, strict=True):
+            self._ratios[kind].setdefault(policy, []).append([x / whole for x in part])
+        self._dense += dense
+
+    @property
+    def nets(self) -> dict[str, float]:
+        """Whole nets that were timed, by their policy's JSON, as ratios to the dense one."""
+        return {policy: typical(passes) for policy, passes in self._ratios["net"].items()}
+
+    @property
+    def held(self) -> dict[str, float]:
+        """The same of those that no fit may see."""
+        return {policy: typical(passes) for policy, passes in self._ratios["held"].items()}
 
     def turns(self, policy: str) -> int:
-        """How often a net was timed."""
-        return len(self._ratios.get(policy, ()))
+        """How often a net was timed for the fit."""
+        return len(self._ratios["net"].get(policy, ()))
 
     @property
     def dense_ms(self) -> float:

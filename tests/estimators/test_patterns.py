@@ -88,6 +88,22 @@ def test_policies_with_larger_nodes_than_all_that_were_met_are_found() -> None:
     assert beyond(patterns(encode(drawn)), {f: s for f, s in met.items() if "Gemm" not in f})  # a family of none that was met
 
 
+@pytest.mark.parametrize("name", NETS)
+def test_leaves_have_one_mark_where_they_have_the_same_nodes(name: str) -> None:
+    net, space, encode = setting(name)
+    lowering, rng = Lowering(net.network, make(net.network, net.at, 1), 16), np.random.default_rng(1)
+    seen = mixed(space, rng, 300)
+    patterns = learn(net.network, encode(seen), [told(lowering.nodes(p))[1] for p in seen], 16)
+    batch = encode([*seen, *(space.sample(rng) for _ in range(300))])
+    ends, sizes = patterns.ends(patterns.sights(batch)), patterns.columns(batch)
+    marks, known = patterns.marks(ends, sizes), dict[int, tuple[int, list[Key]]]()
+    for owner, who in np.ndindex(ends.shape):
+        leaf, size = int(ends[owner, who]), sizes[:, who]
+        nodes = [(family, tuple(size[[patterns.column[f] for f in forms]].tolist())) for family, forms in patterns.leaves[leaf]]
+        assert known.setdefault(int(marks[owner, who]), (leaf, nodes)) == (leaf, nodes)
+    assert len(known) < 0.5 * ends.size
+
+
 def test_sizes_fill_blocks_in_six_ways() -> None:
     assert filling(np.array([1, 8, 7, 16, 64, 20, 33]), 16).tolist() == [0, 1, 2, 3, 3, 4, 5]
     assert filling(np.array([1, 4, 7, 8, 24, 20, 33]), 8).tolist() == [0, 1, 2, 3, 3, 4, 5]
