@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 
 help:
 	@echo "make demo   a real net on real digits, searched under a quarter of its latency"
-	@echo "make test   the tests"
+	@echo "make test   the tests, on 2 cores"
 	@echo "make lint   ruff and mypy"
 	@echo "make venv   only the environment"
 
@@ -30,7 +30,7 @@ demo: venv
 
 test: venv
 	@echo "== the tests"
-	@$(PY) -m pytest -q
+	@$(PY) -m pytest -q -n 2 --dist loadfile
 
 lint: venv
 	@$(VENV)/bin/ruff check .

@@ -62,6 +62,7 @@ def set_up(task: Task, config: Config, progress: Quiet | None = None, *, tables:
     """
     from tightrope.compressors.export.skeleton import skeleton_of
     from tightrope.compressors.sensitivity import losses
+    from tightrope.estimators.measured.ort import saturates
     from tightrope.estimators.registry import make
     from tightrope.search.evaluate import Source
     from tightrope.search.kernels import KernelSource
@@ -88,6 +89,11 @@ def set_up(task: Task, config: Config, progress: Quiet | None = None, *, tables:
     if ready is not None and tables:
         progress.phase(f"latency table of {device.name}")
         ready(prepared.network, space, source, progress=progress.step)
+    if device.name not in ("ort-cpu", "torch-cpu") and saturates():
+        log.warning(
+            "on this processor 8-bit products of ONNX Runtime saturate where two large ones meet, and those of %s do not: trials "
+            "are scored too low; search on a processor with VNNI", device.name,
+        )  # fmt: skip
     return Setting(config, task, prepared, source, device, space, progress)
 
 

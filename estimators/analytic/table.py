@@ -1,7 +1,6 @@
 """Costs of many policies of one network: every distinct variant of a layer is costed once and then looked up."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 
@@ -10,6 +9,7 @@ from tightrope.estimators.analytic.memory import Liveness
 from tightrope.estimators.analytic.model import Model, Traffic
 from tightrope.estimators.analytic.operators import fused, products, sort_of
 from tightrope.estimators.encode import Encoder, Extents, Shapes
+from tightrope.estimators.marked import Marked, spread
 from tightrope.spaces.batch import FORMS, Batch, IntArray
 from tightrope.spaces.errors import PolicyError
 from tightrope.spaces.network import Extent, Network
@@ -39,7 +39,7 @@ class Table:
             op for op in network.ops if sort_of(op) in ("unary", "elementwise", "reduce") and op.name not in fused(network)
         ]
         self.templates: dict[tuple[int, int, int], Unit] = {}
-        self._memos = [_Memo() for _ in range(len(network.layers) + len(self._products))]
+        self._memos = [Marked((PARTS, len(COLUMNS)), _MOST) for _ in range(len(network.layers) + len(self._products))]
         self._inputs = self._matrix([x.inputs for x in network.layers])
         self._outputs = self._matrix([x.outputs for x in network.layers])
 
@@ -49,12 +49,12 @@ class Table:
             np.searchsorted(BITS, found.weight_bits), np.searchsorted(BITS, found.act_bits), found.forms, found.ranks,
             found.widths @ self._inputs[0] + self._inputs[1], found.widths @ self._outputs[0] + self._outputs[1],
         )  # fmt: skip
-        answers = [self._memos[i].look(codes[:, i], partial(self._layer, i)) for i in range(len(self._layer_at))]
+        answers = [self._look(i, codes[:, i], self._layer) for i in range(len(self._layer_at))]
         for i, product in enumerate(self._products, len(self._layer_at)):
             m, k, n = (self._at(extent, found.widths) for extent in (product.m, product.k, product.n))
             calls = self._items(product.calls, found.widths)
             eight = np.full(len(m), BITS.index(8))
-            one = self._memos[i].look(_join(eight, eight, 0 * m, m, k, n), partial(self._product, i))
+            one = self._look(i, _join(eight, eight, 0 * m, m, k, n), self._product)
             answers.append(one * np.reshape(calls, (-1, 1, 1)))
         return answers
 
@@ -79,6 +79,12 @@ class Table:
     def peak_ram_bytes(self, found: Batch) -> IntArray:
         """Peak memory of activations, for one batch."""
         return self._liveness.peak(found.widths, found.act_bits) * self._batch
+
+    def _look(self, at: int, codes: IntArray, cost: Callable[[int, IntArray], FloatArray]) -> FloatArray:
+        """Rows by code; new codes are costed all at once."""
+        memo = self._memos[at]
+        places = memo.look(spread(codes), lambda new: cost(at, codes[new]))
+        return memo.rows[places]
 
     def _layer(self, at: int, codes: IntArray) -> FloatArray:
         weight, act, form, rank, inputs, outputs = _split(codes)
@@ -120,29 +126,6 @@ class Table:
             for group, repeat in extent.terms:
                 matrix[self._group_at[group], i] += repeat
         return matrix, np.array([extent.fixed for extent in extents], np.int64)
-
-
-class _Memo:
-    """Rows by code; new codes are costed all at once. It starts over rather than hold more than `_MOST`."""
-
-    def __init__(self) -> None:
-        self._at: dict[int, int] = {}
-        self._rows = np.zeros((0, PARTS, len(COLUMNS)))
-
-    def look(self, codes: IntArray, cost: Callable[[IntArray], FloatArray]) -> FloatArray:
-        wanted = codes.tolist()
-        new = [code for code in dict.fromkeys(wanted) if code not in self._at]
-        if new:
-            if len(self._at) + len(new) > _MOST:
-                self._at.clear()
-                new = list(dict.fromkeys(wanted))
-            fresh, count = cost(np.array(new)), len(self._at)
-            if count + len(new) > len(self._rows):
-                self._rows = np.concatenate([self._rows[:count], np.zeros((max(count, len(new)), PARTS, len(COLUMNS)))])
-            self._rows[count : count + len(new)] = fresh
-            self._at.update(zip(new, range(count, count + len(new)), strict=True))
-        rows: FloatArray = self._rows[[self._at[code] for code in wanted]]
-        return rows
 
 
 def _join(*fields: IntArray) -> IntArray:

@@ -14,11 +14,11 @@ import numpy as np
 from scipy.optimize import nnls
 
 from tightrope.estimators.encode import Encoder
+from tightrope.estimators.marked import Marked
 from tightrope.estimators.measured import rapl
 from tightrope.estimators.measured.apart import T
 from tightrope.estimators.measured.clock import CHUNK, Float, Timed, low_quartile, noise_floor, time_rounds, uncollected
 from tightrope.estimators.measured.grid import Design, Ints, design
-from tightrope.estimators.measured.marked import Marked
 from tightrope.estimators.measured.nodes import CONSTANT, MADE, Key, bytes_of
 from tightrope.estimators.measured.patterns import Flat, Patterns, Told, learn
 from tightrope.estimators.measured.sampling import mixed, probes, rounds_of
@@ -56,7 +56,7 @@ MIXING, FETCHING, EACH = range(KINDS, KINDS + 3)
 CACHE, MIB = 1 << 20, 1 << 20  # bytes of a core's own caches that a net has for weights
 ALIKE = 0.3  # weight of the wish that all kinds of nodes have one scale
 LEAST_NETS = 8
-REMEMBERED, MOST_SUMS = 4096, 1 << 17  # policies whose nodes are kept, and leaves at sizes whose sums are
+REMEMBERED = 4096  # policies whose nodes are kept
 FEW = 8  # policies that are costed one by one
 TINY = 1e-12
 PER_MS = 1e9  # times are added as whole picoseconds, so that a sum does not depend on its order
@@ -326,19 +326,14 @@ class Fitted:
 
     def _many(self, patterns: Patterns, batch: Batch) -> Float:
         """Picoseconds, bytes and number of nodes, NaN where they cannot be told."""
-        if len(self._leaves.rows) > MOST_SUMS:
-            self._forget()
         sights, sizes = patterns.sights(batch), patterns.columns(batch)
         ends = patterns.ends(sights)
-        marks = patterns.marks(ends, sizes)
-        places, fresh = self._leaves.places(marks)
-        if fresh.any():
-            new, first = np.unique(marks[fresh], return_index=True)
-            owner, who = (at[first] for at in np.nonzero(fresh))
-            self._leaves.add(new, self._sums(patterns.flat(ends[owner, who][None], sizes[:, who]), len(new)))
-            places, _ = self._leaves.places(marks)
+
+        def sums(at: Ints) -> Float:
+            return self._sums(patterns.flat(ends.ravel()[at][None], sizes[:, at % len(batch)]), len(at))
+
         found = np.zeros((len(batch), KINDS + 3))
-        for of_owner in places:
+        for of_owner in self._leaves.look(patterns.marks(ends, sizes), sums):
             found += self._leaves.rows.take(of_owner, axis=0)
         found[~patterns.tells(sights)] = np.nan
         return found
@@ -358,7 +353,7 @@ class Fitted:
     def _forget(self) -> None:
         """Drop what was worked out from the table's times."""
         self._seen: dict[Key, tuple[int, int, int, float]] = {}
-        self._leaves = Marked(KINDS + 3)  # sums of patterns' leaves at sizes
+        self._leaves = Marked((KINDS + 3,))  # sums of patterns' leaves at sizes
 
     def _few(self, patterns: Patterns, batch: Batch) -> Float:
         """The same, quicker for single policies."""

@@ -5,6 +5,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Protocol
 
+import numpy as np
 import onnx
 import onnxruntime
 
@@ -95,6 +96,21 @@ def isa() -> str:
     if not found:
         raise DeviceError(f"onnxruntime must run convolutions in blocks of {sorted(BLOCKS.values())} channels, here it has {wide}")
     return found[0]
+
+
+@cache
+def saturates() -> bool:
+    """Whether ONNX Runtime loses the largest sums of 8-bit products on this machine: x86 without VNNI adds pairs in 16 bits."""
+    weights = onnx.numpy_helper.from_array(np.full((64, 8), 127, np.int8), "weights")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMulInteger", ["codes", "weights"], ["sums"])], "sums",
+        [onnx.helper.make_tensor_value_info("codes", onnx.TensorProto.UINT8, [4, 64])],
+        [onnx.helper.make_tensor_value_info("sums", onnx.TensorProto.INT32, [4, 8])], [weights],
+    )  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (sums,) = session.run(None, {"codes": np.full((4, 64), 255, np.uint8)})
+    return bool((sums != 64 * 255 * 127).any())
 
 
 class OrtCpu(Measured):

@@ -3,25 +3,31 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from tightrope.estimators.measured.marked import Marked
+from tightrope.estimators.marked import Marked, spread
 
 UPPER = st.integers(0, 3).map(lambda top: top << 48)  # marks that begin alike
 MARK = st.builds(lambda top, low: top | low, UPPER, st.integers(0, 50)) | st.integers(0, 2**64 - 2)
 
 
-@given(parts=st.lists(st.lists(MARK, max_size=40), max_size=4), asked=st.lists(MARK, min_size=1, max_size=60))
-def test_rows_are_found_as_in_a_dictionary(parts: list[list[int]], asked: list[int]) -> None:
-    known: dict[int, float] = {}
-    table = Marked(2)
+@given(parts=st.lists(st.lists(MARK, min_size=1, max_size=40), max_size=5), most=st.integers(1, 60))
+def test_rows_are_found_as_in_a_dictionary(parts: list[list[int]], most: int) -> None:
+    table, made = Marked((2,), most), dict[int, float]()
     for part in parts:
-        fresh = [mark for mark in dict.fromkeys(part) if mark not in known]
-        rows = np.arange(2 * len(fresh), dtype=np.float64).reshape(-1, 2) + 100 * len(known)
-        known |= dict(zip(fresh, rows[:, 0].tolist(), strict=True))
-        table.add(np.array(fresh, np.uint64), rows)
-    every = [*asked, *known]
-    places, missing = table.places(np.array([every], np.uint64))
-    assert missing.tolist() == [[mark not in known for mark in every]]
-    for mark, place in zip(every, places[0].tolist(), strict=True):
-        if mark in known:
-            assert table.rows[place].tolist() == [known[mark], known[mark] + 1]
+        kept = made if len(made) < most else dict[int, float]()
+
+        def make(places: NDArray[np.int64], part: list[int] = part, kept: dict[int, float] = kept) -> NDArray[np.float64]:
+            new = [part[i] for i in places.tolist()]
+            assert sorted(new) == sorted({*part} - {*kept})
+            kept |= {mark: len(kept) + i for i, mark in enumerate(new)}
+            return np.array([[kept[mark], -kept[mark]] for mark in new])
+
+        places = table.look(np.array([part], np.uint64), make)
+        assert table.rows[places].tolist() == [[[kept[mark], -kept[mark]] for mark in part]]
+        made = kept
+
+
+@given(codes=st.lists(st.integers(0, 2**63 - 1), unique=True, min_size=2))
+def test_each_code_has_a_mark_of_its_own(codes: list[int]) -> None:
+    assert len({*spread(np.array(codes)).tolist()}) == len(codes)

@@ -10,6 +10,7 @@ import torch
 import tightrope as tr
 from tests import digits
 from tests.processor import exact_int8
+from tightrope.estimators.measured import ort
 from tightrope.search import config as configs
 from tightrope.search.evaluate import TorchEvaluator, evaluator_for, held, let_go, open_session, pack, score_module, unpack
 from tightrope.search.progress import Quiet
@@ -95,6 +96,21 @@ def test_workers_score_what_the_driver_scores() -> None:
         assert there.evaluate(policy) == here.evaluate(policy)
     slow = TorchEvaluator(setting.prepared, task)  # of models that ONNX cannot hold
     assert unpack(pack(slow)).evaluate(policy) == slow.evaluate(policy)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_processor_that_loses_8_bit_sums_is_told(
+    lost: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    monkeypatch.setattr(ort, "saturates", lambda: lost)
+    set_up(digits.task(), configs.make({"device": "bitfusion"}))
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert ["products of ONNX Runtime saturate" in text and "those of bitfusion do not" in text for text in told] == [True] * lost
+
+
+@exact_int8
+def test_8_bit_sums_are_whole_with_vnni() -> None:
+    assert not ort.saturates()
 
 
 @exact_int8
