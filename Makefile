@@ -30,7 +30,7 @@ demo: venv
 
 test: venv
 	@echo "== the tests"
-	@$(PY) -m pytest -q -n 2 --dist loadfile
+	@$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: venv
 	@$(VENV)/bin/ruff check .

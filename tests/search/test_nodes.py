@@ -1,5 +1,6 @@
 """Trials on several nodes: Ray's own cluster of two on this machine, of which some go away in mid-search."""
 
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -37,14 +38,15 @@ class Placed(Watched):
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head without a core for workers; it soon notices that a node is gone."""
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path_factory.mktemp("ray")))  # where other processes do not look for a cluster
     quick = {"health_check_period_ms": 200, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": quick, "include_dashboard": False})
-    yield found
-    ray.shutdown()
-    found.shutdown()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # sockets' names must be short
+        monkeypatch.setenv("RAY_TMPDIR", folder)  # where other processes do not look for a cluster
+        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": quick, "include_dashboard": False})
+        yield found
+        ray.shutdown()
+        found.shutdown()
 
 
 def begin(cluster: Any, folder: Path, workers: int) -> tuple[RayPool, Study]:
