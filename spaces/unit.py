@@ -7,6 +7,10 @@ from tightrope.spaces.network import Extent, Kind, Layer, Network
 from tightrope.spaces.policy import Choice, Policy
 
 
+PARTS = {"": 1, "svd": 2, "spatial": 2, "tucker": 3}
+"""Units that a layer becomes in each low-rank form."""
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
     """One layer, or one factor of a low-rank layer, at the sizes and bit-widths that a policy gives it.

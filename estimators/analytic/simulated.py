@@ -9,11 +9,12 @@ from tightrope.estimators.analytic.model import Model
 from tightrope.estimators.analytic.operators import uncosted
 from tightrope.estimators.analytic.profile import VERSION, Profile
 from tightrope.estimators.analytic.table import COLUMNS, Table
-from tightrope.spaces.batch import Batch, IntArray
+from tightrope.spaces.batch import FORMS, Batch, IntArray
 from tightrope.spaces.cost import METRICS, Cost, UnitCost
 from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.network import Layer, Network
 from tightrope.spaces.policy import Policy
+from tightrope.spaces.unit import PARTS
 
 _CHUNK = 4096  # policies at once
 _TABLES = 8  # networks remembered
@@ -119,13 +120,13 @@ class Simulated:
     def _units(self, table: Table, found: Batch, rows: list[FloatArray], between: list[FloatArray]) -> Iterator[UnitCost]:
         layers = table.network.layers
         for at, row in enumerate(rows):
-            form = int(found.forms[0, at]) if at < len(layers) else 0
-            parts = [p for p in range(row.shape[1]) if (at, form, p) in table.templates]
-            for part in parts:
-                unit = table.templates[at, form, part]
-                name = unit.layer if len(parts) == 1 else f"{unit.layer}.{part}"
-                owner, kind = (unit.layer, unit.kind) if at < len(layers) else ("", "matmul")
-                yield _unit_cost(name, owner, str(kind), row[0, part])
+            if at >= len(layers):
+                yield _unit_cost(table.products[at - len(layers)].op, "", "matmul", row[0, 0])
+                continue
+            layer, parts = layers[at], PARTS[FORMS[int(found.forms[0, at])]]
+            for part in range(parts):
+                name = layer.name if parts == 1 else f"{layer.name}.{part}"
+                yield _unit_cost(name, layer.name, layer.kind, row[0, part])
         for op, row in zip(table.between, between, strict=False):
             yield _unit_cost(op.name, "", op.kind, row[0])
 

@@ -1,6 +1,7 @@
-"""Costs of many policies of one network: every distinct variant of a layer is costed once and then looked up."""
+"""Costs of many policies of one network: every distinct variant of a layer, or of others like it, is costed once and looked up."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,10 +15,10 @@ from tightrope.spaces.batch import FORMS, Batch, IntArray
 from tightrope.spaces.errors import PolicyError
 from tightrope.spaces.network import Extent, Network
 from tightrope.spaces.policy import BITS
-from tightrope.spaces.unit import Unit
+from tightrope.spaces.unit import PARTS, Unit
 
 COLUMNS = ("compute_ms", "memory_ms", "stall_ms", "overhead_ms", "energy_mj", "size_bytes", "macs")
-PARTS = 3  # a layer becomes at most three units
+MOST_PARTS = max(PARTS.values())
 _MOST = 1 << 16  # variants of a layer remembered: 11 MB
 _FIELDS = ((8, "bits"), (8, "bits"), (4, "form"), (1 << 15, "rank"), (1 << 20, "inputs"), (1 << 20, "outputs"))  # of a code
 
@@ -34,12 +35,13 @@ class Table:
         extents = Extents(network)
         self._at, self._items = extents.at, extents.items
         self._rest = Shapes(network, [parameter.shape for parameter in network.parameters])
-        self._products = products(network)
+        self.products = products(network)
         self.between = [
             op for op in network.ops if sort_of(op) in ("unary", "elementwise", "reduce") and op.name not in fused(network)
         ]
-        self.templates: dict[tuple[int, int, int], Unit] = {}
-        self._memos = [Marked((PARTS, len(COLUMNS)), _MOST) for _ in range(len(network.layers) + len(self._products))]
+        alike: list[Hashable] = [self._geometry(i) for i in range(len(network.layers))] + [p.op for p in self.products]
+        memos = {key: Marked((MOST_PARTS, len(COLUMNS)), _MOST) for key in dict.fromkeys(alike)}
+        self._memos = [memos[key] for key in alike]
         self._inputs = self._matrix([x.inputs for x in network.layers])
         self._outputs = self._matrix([x.outputs for x in network.layers])
 
@@ -50,7 +52,7 @@ class Table:
             found.widths @ self._inputs[0] + self._inputs[1], found.widths @ self._outputs[0] + self._outputs[1],
         )  # fmt: skip
         answers = [self._look(i, codes[:, i], self._layer) for i in range(len(self._layer_at))]
-        for i, product in enumerate(self._products, len(self._layer_at)):
+        for i, product in enumerate(self.products, len(self._layer_at)):
             m, k, n = (self._at(extent, found.widths) for extent in (product.m, product.k, product.n))
             calls = self._items(product.calls, found.widths)
             eight = np.full(len(m), BITS.index(8))
@@ -86,9 +88,14 @@ class Table:
         places = memo.look(spread(codes), lambda new: cost(at, codes[new]))
         return memo.rows[places]
 
+    def _geometry(self, at: int) -> Hashable:
+        """What layers have in common that cost alike where codes are equal."""
+        some, ends = Extent(1), (at == 0, at == len(self._layer_at) - 1)
+        return replace(self.network.layers[at], name="", inputs=some, outputs=some, activation="", frozen=""), ends
+
     def _layer(self, at: int, codes: IntArray) -> FloatArray:
         weight, act, form, rank, inputs, outputs = _split(codes)
-        bits, layer, rows = np.array(BITS), self.network.layers[at], np.zeros((len(codes), PARTS, len(COLUMNS)))
+        bits, layer, rows = np.array(BITS), self.network.layers[at], np.zeros((len(codes), MOST_PARTS, len(COLUMNS)))
         for f in np.unique(form).tolist():
             same = form == f
             blocks = blocks_of(
@@ -96,20 +103,18 @@ class Table:
                 first=at == 0, last=at == len(self._layer_at) - 1,
             )  # fmt: skip
             for part, block in enumerate(blocks):
-                self.templates[at, f, part] = block.unit
                 rows[same, part] = self._row(block)
         return rows
 
     def _product(self, at: int, codes: IntArray) -> FloatArray:
         _, _, _, m, k, n = _split(codes)
-        rows = np.zeros((len(codes), PARTS, len(COLUMNS)))
+        rows = np.zeros((len(codes), MOST_PARTS, len(COLUMNS)))
         for tokens in np.unique(m).tolist():
             same = m == tokens
-            name, place = self._products[at - len(self._layer_at)].op, (1, tokens)
+            name, place = self.products[at - len(self._layer_at)].op, (1, tokens)
             unit = Unit(name, "linear", 1, 1, (1, 1), (1, 1), (0, 0), (1, 1), 1, place, place, 8, 8, bias=False)
             eight = np.full(int(same.sum()), 8)
             rows[same, 0] = self._row(Block(unit, k[same], n[same], eight, eight))
-            self.templates[at, 0, 0] = unit
         rows[:, :, COLUMNS.index("size_bytes")] = rows[:, :, COLUMNS.index("macs")] = (
             0  # a product has no weights; MACs are the layers'
         )

@@ -11,7 +11,7 @@ from tightrope.spaces.batch import FORMS, Batch, IntArray
 from tightrope.spaces.network import Network, forms
 from tightrope.spaces.points import FUSED, MOVERS, consumers, written
 from tightrope.spaces.policy import Choice
-from tightrope.spaces.unit import units_of
+from tightrope.spaces.unit import PARTS, units_of
 
 PANEL, BLOCK = 16, 32  # output features, and inputs under one scale, of weight-only linear layers
 STEP_BYTES = 5  # scale and zero point of an 8-bit tensor
@@ -59,7 +59,8 @@ class Weights:
         size, macs, energy = np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count)
         for shape in self._rest:
             size += 4 * self._extents.items(shape, batch.widths)
-        zeros = np.zeros((2, count, max(int(e.max(initial=0)) for e in (*ends, batch.ranks)) + 1), np.bool_)  # by bytes, length
+        widest = max(int(made.max(initial=0)) for made in (ends[1], batch.ranks))
+        zeros = np.zeros((2, count, widest + 1), np.bool_)  # what zero points there are, by bytes of an item and length
         for form, parts in self._parts.items():
             who, at = np.nonzero(batch.forms == form)
             low, act, ranks, inputs, outputs = (a[who, at] for a in (batch.weight_bits, batch.act_bits, batch.ranks, *ends))
@@ -138,7 +139,7 @@ def parts_of(network: Network, form: str, batch: int) -> list[IntArray]:
     """What the widths do not change of the units of all layers in a form, `7 x L` for each part: kernel size, groups (0: as many
     as channels), places of the tensors that are read and made, calls, whether there is a bias, and whether there is more than one
     row. Layers that cannot take the form have zeros."""
-    found = [np.zeros((7, len(network.layers)), np.int64) for _ in range({"": 1, "tucker": 3}.get(form, 2))]
+    found = [np.zeros((7, len(network.layers)), np.int64) for _ in range(PARTS[form])]
     for at, layer in enumerate(network.layers):
         if form and form not in forms(layer):
             continue
