@@ -83,7 +83,7 @@ def errors(table: Table, family: str, rng: np.random.Generator) -> dict[str, Flo
     """Absolute relative errors of a kind's timed nodes, by how they were told."""
     axes, known = table.families[family].axes, table.families[family].exact
     samples = table.families[family].samples
-    passes = [np.array([pooled([one]) for one in samples[sizes]]) / time - 1 for sizes, time in known.items()]
+    passes = [np.array([pooled([one]) for _, one in samples[sizes]]) / time - 1 for sizes, time in known.items()]
     found = {"left_out": [Learned(axes, known).left_out], "passes": passes}
     for _ in range(SPLITS):
         order = [[*known][i] for i in rng.permutation(len(known)).tolist()]

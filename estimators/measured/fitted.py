@@ -22,7 +22,7 @@ from tightrope.estimators.measured.grid import Design, Ints, design
 from tightrope.estimators.measured.nodes import CONSTANT, MADE, Key, bytes_of
 from tightrope.estimators.measured.patterns import Flat, Patterns, Told, learn
 from tightrope.estimators.measured.sampling import mixed, probes, rounds_of
-from tightrope.estimators.measured.table import Table, designs, typical
+from tightrope.estimators.measured.table import Pass, Table, designs, typical
 from tightrope.estimators.threads import one_blas_thread
 from tightrope.spaces.batch import Batch
 from tightrope.spaces.errors import DeviceError
@@ -240,13 +240,13 @@ class Fitted:
             Milliseconds on the table's scale, and the noise floor: how far the first and the last third of the passes are apart on
             average.
         """
-        rng, ratios = np.random.default_rng(seed), [list[list[float]]() for _ in policies]
+        rng, ratios = np.random.default_rng(seed), [list[Pass]() for _ in policies]
         references = self._references()
         for _ in range(CARE * PASSES * TURNS):
-            for chosen, whole, samples, _, empty in self._apart(policies, references, rng):
+            for chosen, whole, samples, reference, empty in self._apart(policies, references, rng):
                 own = (samples - empty) / (whole - empty)
                 for index, column in zip(chosen, own.T.tolist(), strict=True):
-                    ratios[index].append(column)
+                    ratios[index].append((reference, column))
         first, last, times = (
             np.array([typical(passes[part]) for passes in ratios])
             for part in (slice(CARE * TURNS), slice(-CARE * TURNS, None), slice(None))

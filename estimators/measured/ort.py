@@ -27,7 +27,7 @@ from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.network import Layer, Network
 from tightrope.spaces.policy import Policy
 
-LOWERING = 8  # counts up when the exporter, the lowering or what is timed changes, so that what was timed before is not mixed in
+LOWERING = 9  # counts up when the exporter, the lowering or what is timed changes, so that what was timed before is not mixed in
 
 KEPT_BYTES = 128 << 20  # of models that are timed again
 

@@ -26,6 +26,10 @@ from tightrope.spaces.errors import DeviceError, FormatError
 from tightrope.spaces.fields import Fields, parse
 
 VERSION = 3
+NODES_SLOWER, NETS_SLOWER = 1.15, 1.3
+"""Of a node's or a net's passes, those count in which the reference took at most so many times what it took in the fastest."""
+Pass = tuple[float, list[float]]
+"""What the reference took, and the samples, on the table's scale."""
 LEFT_OUT = "left out of the latency table: %s"
 log = logging.getLogger(__name__)
 
@@ -44,7 +48,7 @@ class _Family:
     """The timed nodes of a family; `read` makes the rest of them."""
 
     axes: tuple[Axis, ...]
-    samples: dict[Sizes, list[list[float]]] = field(default_factory=dict)
+    samples: dict[Sizes, list[Pass]] = field(default_factory=dict)
     error: float = 0.0  # of learned times, each left out
     _exact: dict[Sizes, float] | None = None
     _read: Callable[[Ints], Floats] | None = None
@@ -54,12 +58,12 @@ class _Family:
     def exact(self) -> dict[Sizes, float]:
         """The times of the nodes that were timed."""
         if self._exact is None:
-            self._exact = {sizes: pooled(passes) for sizes, passes in self.samples.items()}
+            self._exact = {sizes: pooled(undisturbed(passes, NODES_SLOWER)) for sizes, passes in self.samples.items()}
         return self._exact
 
-    def add(self, sizes: Sizes, samples: list[float]) -> None:
-        """Add the samples of one more pass, on the table's scale."""
-        self.samples.setdefault(sizes, []).append(samples)
+    def add(self, sizes: Sizes, timed: Pass) -> None:
+        """Add one more pass."""
+        self.samples.setdefault(sizes, []).append(timed)
         self._exact = self._read = None
 
     def at(self, sizes: Ints) -> Floats:
@@ -97,9 +101,19 @@ def pooled(passes: Sequence[Sequence[float]]) -> float:
     return below + share * (above - below)
 
 
-def typical(passes: Sequence[Sequence[float]]) -> float:
-    """The median over passes of the low quartile of each."""
-    return median(pooled([samples]) for samples in passes)
+def undisturbed(passes: Sequence[Pass], slower: float) -> list[list[float]]:
+    """The samples of the passes in which the machine was about as fast as in the fastest.
+
+    One that is shared can be half as fast for seconds (a neighbour on the same core), and not for all nodes alike: on the scale of
+    the reference, what computes then looks too dear, and what waits for memory too cheap.
+    """
+    most = slower * min(reference for reference, _ in passes)
+    return [samples for reference, samples in passes if reference <= most]
+
+
+def typical(passes: Sequence[Pass]) -> float:
+    """The median over undisturbed passes of the low quartile of each."""
+    return median(pooled([samples]) for samples in undisturbed(passes, NETS_SLOWER))
 
 
 class Table:
@@ -107,7 +121,8 @@ class Table:
     dense one, and `held` ones that no fit may see.
 
     What is timed in several passes, some time apart, has a line for each: a neighbour that takes the shared cache for some seconds
-    falls on one of them. A node's time is the low quartile over all. A net's ratio is the median of the passes', since the dense
+    falls on one of them. Passes in which the reference shows that the machine was slower do not count (`undisturbed`). A node's
+    time is the low quartile over all others. A net's ratio is the median of the passes', since the dense
     net's noise is in it too, and a low quartile is the lower the more noise there is. `fingerprint` says for what the table holds;
     another one never matches in silence.
     """
@@ -115,7 +130,7 @@ class Table:
     def __init__(self, path: Path | None, fingerprint: Mapping[str, Any]) -> None:
         self.path, self.fingerprint = path, dict(fingerprint)
         self.families: dict[str, _Family] = {}
-        self._ratios: dict[str, dict[str, list[list[float]]]] = {"net": {}, "held": {}}
+        self._ratios: dict[str, dict[str, list[Pass]]] = {"net": {}, "held": {}}
         self._dense: list[float] = []
         self.base = math.nan  # the reference's time when the table was begun; later times are scaled to it
         self.complete = False  # whether all that a space needs was timed
@@ -297,7 +312,7 @@ class Table:
         self._names[identity(family)] = family
         self.families.setdefault(family, _Family(tuple(axes)))
 
-    def _figures(self, lines: Sequence[Fields], *others: str) -> tuple[list[list[float]], list[list[float]]]:
+    def _figures(self, lines: Sequence[Fields], *others: str) -> tuple[list[Pass], list[list[float]]]:
         """The samples of each line without an empty call's time, and each of `others` likewise, on the table's scale."""
         samples, where = [fields.take("ms", list) for fields in lines], lines[0].where
         counts, numbers = [*map(len, samples)], [*chain.from_iterable(samples)]
@@ -312,26 +327,26 @@ class Table:
             self.base = float(reference[0])
         scale = self.base / reference
         scaled = (np.maximum(ms - np.repeat(empty, counts), 0) * np.repeat(scale, counts)).tolist()
-        parts = [scaled[end - count : end] for count, end in zip(counts, np.cumsum(counts).tolist(), strict=True)]
-        return parts, (np.maximum(more.T[2:] - empty, 0) * scale).tolist()
+        ends = zip(reference.tolist(), counts, np.cumsum(counts).tolist(), strict=True)
+        return [(took, scaled[end - count : end]) for took, count, end in ends], (np.maximum(more.T[2:] - empty, 0) * scale).tolist()
 
     def _nodes(self, lines: Sequence[Fields]) -> None:
         names = [fields.take("node", str) for fields in lines]
         if unknown := {*names} - {*self._names}:
             raise FormatError(f"{lines[0].where}.node must be a family that stands before it, got {unknown.pop()!r}")
-        sizes, (samples, _) = [fields.ints("sizes") for fields in lines], self._figures(lines)
-        for name, size, part in zip(names, sizes, samples, strict=True):
-            self.families[self._names[name]].add(size, part)
+        sizes, (passes, _) = [fields.ints("sizes") for fields in lines], self._figures(lines)
+        for name, size, timed in zip(names, sizes, passes, strict=True):
+            self.families[self._names[name]].add(size, timed)
         self._memo.clear()
 
     def _nets(self, lines: Sequence[Fields]) -> None:
         kinds = ["held" if "held" in fields else "net" for fields in lines]
         policies = [fields.take(kind, str) for fields, kind in zip(lines, kinds, strict=True)]
-        samples, (dense,) = self._figures(lines, "dense_ms")
+        passes, (dense,) = self._figures(lines, "dense_ms")
         if min(dense) <= 0:
             raise FormatError(f"{lines[0].where}.dense_ms must be more than an empty call's time")
-        for kind, policy, part, whole in zip(kinds, policies, samples, dense, strict=True):
-            self._ratios[kind].setdefault(policy, []).append([x / whole for x in part])
+        for kind, policy, (reference, samples), whole in zip(kinds, policies, passes, dense, strict=True):
+            self._ratios[kind].setdefault(policy, []).append((reference, [x / whole for x in samples]))
         self._dense += dense
 
     @property

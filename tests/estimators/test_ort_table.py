@@ -180,6 +180,19 @@ def test_passes_are_pooled() -> None:
     assert table.time((RELU, (32, 32))) == pytest.approx(0.016)
 
 
+def test_passes_of_a_slower_machine_do_not_count() -> None:
+    """On the reference's scale what waits for memory looks too cheap then, and what computes too dear."""
+    table = filled(None)
+    for width, ms in ((32, 0.041), (64, 0.201)):  # at half the speed 0.02 and 0.1 instead of 0.032 and 0.064
+        table.add([(RELU, (width, width))], np.full((4, 1), ms), 1.0, 0.001)
+        assert table.time((RELU, (width, width))) == pytest.approx(0.001 * width)
+    table.add([(RELU, (64, 64))], np.full((4, 1), 0.067), 0.55, 0.001)  # a tenth slower counts
+    assert table.time((RELU, (64, 64))) == pytest.approx(0.06)
+    for ms, reference in ((1.001, 0.5), (1.601, 1.0), (1.201, 0.6)):
+        table.add_nets(['{"policy":1}'], np.full((4, 1), ms), reference, 0.001, 2.001 * reference / 0.5)
+    assert table.nets['{"policy":1}'] == pytest.approx(0.5, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     "line",
     ['{"node":"x","sizes":[8', "", "[]", '{"node":"0","sizes":[8,8],"ms":[1],"reference_ms":1,"empty_ms":0}', "\x00\xff",
