@@ -6,7 +6,6 @@ from math import prod
 from tightrope.spaces.network import Extent, Kind, Layer, Network
 from tightrope.spaces.policy import Choice, Policy
 
-
 PARTS = {"": 1, "svd": 2, "spatial": 2, "tucker": 3}
 """Units that a layer becomes in each low-rank form."""
 

@@ -328,7 +328,9 @@ class Table:
         scale = self.base / reference
         scaled = (np.maximum(ms - np.repeat(empty, counts), 0) * np.repeat(scale, counts)).tolist()
         ends = zip(reference.tolist(), counts, np.cumsum(counts).tolist(), strict=True)
-        return [(took, scaled[end - count : end]) for took, count, end in ends], (np.maximum(more.T[2:] - empty, 0) * scale).tolist()
+        return [(took, scaled[end - count : end]) for took, count, end in ends], (
+            np.maximum(more.T[2:] - empty, 0) * scale
+        ).tolist()
 
     def _nodes(self, lines: Sequence[Fields]) -> None:
         names = [fields.take("node", str) for fields in lines]
