@@ -138,10 +138,12 @@ def run(net: str, name: str, policies: int, batch: int, rng: np.random.Generator
         start = cpu_seconds()
         device.prepare(prepared.network, space, source, cache=Path(folder))
         built, memory = cpu_seconds() - start, most_memory()
-        gc.collect()  # of what making the table left behind, which a process that only opens it has not
+        made, device = device, type(device)(batch=batch)
+        gc.collect()  # of what making the table left behind, which a process that only opens it has not; `made` keeps the rest
         start = time.process_time()
         device.prepare(prepared.network, space, source, cache=Path(folder))
         reopened = time.process_time() - start
+        del made
         chosen = [random_policy(space, rng) for _ in range(policies)]
         start = time.process_time()
         costs = device.estimate_many(prepared.network, chosen)
