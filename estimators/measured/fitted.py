@@ -234,7 +234,8 @@ class Fitted:
         """Build the nets of policies and time them, in passes over all of them.
 
         They are timed beside the dense net and others that the fit is by, from the shortest to the longest: what the host's memory
-        has done to the dense one alone since the table was made would be in each of them.
+        has done to the dense one alone since the table was made would be in each of them. Passes in which the machine was slower
+        do not count, as in the table.
 
         Returns:
             Milliseconds on the table's scale, and the noise floor: how far the first and the last third of the passes are apart on
