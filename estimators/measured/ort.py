@@ -27,7 +27,8 @@ from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.network import Layer, Network
 from tightrope.spaces.policy import Policy
 
-LOWERING = 9  # counts up when the exporter, the lowering or what is timed changes, so that what was timed before is not mixed in
+LOWERING = 9
+"""Counts up when the exporter, the lowering, what is timed, or how times are read changes: older tables are left alone."""
 
 KEPT_BYTES = 128 << 20  # of models that are timed again
 

@@ -29,7 +29,7 @@ VERSION = 3
 NODES_SLOWER, NETS_SLOWER = 1.15, 1.3
 """Of a node's or a net's passes, those count in which the reference took at most so many times what it took in the fastest."""
 Pass = tuple[float, list[float]]
-"""What the reference took, and the samples, on the table's scale."""
+"""Milliseconds of the reference as they were, and the samples on the table's scale."""
 LEFT_OUT = "left out of the latency table: %s"
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def identity(family: str) -> str:
 
 @dataclass
 class _Family:
-    """The timed nodes of a family; `read` makes the rest of them."""
+    """The timed nodes of a family; `learn` makes ready what tells the others."""
 
     axes: tuple[Axis, ...]
     samples: dict[Sizes, list[Pass]] = field(default_factory=dict)
@@ -328,9 +328,8 @@ class Table:
         scale = self.base / reference
         scaled = (np.maximum(ms - np.repeat(empty, counts), 0) * np.repeat(scale, counts)).tolist()
         ends = zip(reference.tolist(), counts, np.cumsum(counts).tolist(), strict=True)
-        return [(took, scaled[end - count : end]) for took, count, end in ends], (
-            np.maximum(more.T[2:] - empty, 0) * scale
-        ).tolist()
+        passes = [(took, scaled[end - count : end]) for took, count, end in ends]
+        return passes, (np.maximum(more.T[2:] - empty, 0) * scale).tolist()
 
     def _nodes(self, lines: Sequence[Fields]) -> None:
         names = [fields.take("node", str) for fields in lines]

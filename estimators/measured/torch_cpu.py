@@ -19,7 +19,7 @@ from tightrope.spaces.network import Layer, Network
 from tightrope.spaces.policy import Policy
 
 Call = Callable[[], object]
-LOWERING = 6  # counts up when kernels or lowering change, so that what was timed before is not compared with what comes after
+LOWERING = 6  # counts up when kernels, lowering or the fit change: what was timed before is not compared with what comes after
 WIDTHS = range(2, 9)
 _OTHERS = torch.zeros(1 << 17)  # 512 KB
 UNIT_BYTES = 1 << 18  # about what a unit takes, of the memory that units which are timed side by side may take

@@ -173,6 +173,23 @@ class TestOrtCpu(DeviceContract):
         assert told == pytest.approx([sum(other.known(network).fitted.shares(p)) for p in policies], rel=1e-6)
         assert torn.read_bytes() == before  # nothing was timed anew
 
+    @pytest.mark.parametrize("lost", [0, 1])
+    def test_errors_are_worked_out_anew_without_a_note_of_all_nets(
+        self, device: OrtCpu, network: Network, tmp_path: Path, lost: int
+    ) -> None:  # fmt: skip
+        (table,) = [p for p in self.cache.glob("ort-cpu/*.jsonl") if '"batch":1' in p.read_text(encoding="utf-8").splitlines()[0]]
+        lines, noted = table.read_text(encoding="utf-8").splitlines(), device.known(network).fitted.errors
+        name = next(json.loads(x)["net"] for x in lines if x.startswith('{"net"'))
+        torn = tmp_path / "ort-cpu" / table.name
+        torn.parent.mkdir()
+        kept = [x for x in lines if json.loads(x).get("net") != name] if lost else [x for x in lines if '{"note":"fit"' not in x]
+        torn.write_text("\n".join(kept) + "\n", encoding="utf-8")
+        other = OrtCpu()
+        other.prepare(network, Space.build(network, other.pairs), Source(), cache=tmp_path)
+        errors = other.known(network).fitted.errors
+        assert len(errors) == len(noted) - lost
+        assert errors != noted if lost else errors == pytest.approx(noted, abs=1e-9)
+
     def test_a_policy_outside_of_the_space_is_refused(self, device: OrtCpu, network: Network) -> None:
         narrow = Policy.make(network, dict.fromkeys(network.widths, 1))
         with pytest.raises(DeviceError, match="prepare the device with the space"):
