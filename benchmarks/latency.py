@@ -7,18 +7,19 @@ drawn per layer, a quarter of the layers low-rank) are predicted, built as they 
 Weights are random, which does not matter to time. They are timed beside the dense net and seven of the table's own nets, which
 tell the scale that both times stand on; a run whose noise floor exceeds 3 % is repeated, not passed (after three the quietest is
 told). For `torch-cpu` another process then reads the table and times the same policies (`latency_other_process_mape`).
-The last column is the worst net; of `latency_interval_coverage`, which can be too high or too low, the mean. `table_peak_memory` is
-what the process has taken so far, so for the first net what making its table takes.
+The last column is the worst net; of `latency_interval_coverage`, which can be too high or too low, the mean. Each net has a process
+of its own; `table_peak_memory` is what that has taken when the table is made.
 """
 
 import argparse
 import gc
 import json
+import re
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -79,8 +80,8 @@ def cpu_seconds() -> float:
 
 
 def most_memory() -> float:
-    """MiB that this process or a child that it has waited for has taken at most."""
-    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
+    """MiB that this process has taken at most; `ru_maxrss` would begin with what the process that started it had."""
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def timed(device: Measured, network: Network, policies: list[Policy]) -> tuple[Any, float]:
@@ -128,8 +129,14 @@ def size_error(size: int, model: Any) -> float:
     return abs(size / whole - 1)
 
 
-def run(net: str, name: str, policies: int, batch: int, rng: np.random.Generator) -> dict[str, tuple[float, str]]:
-    """The figures of one net, with their units."""
+def figures(net: str, name: str, policies: int, batch: int) -> dict[str, tuple[float, str]]:
+    """The figures of one net, with their units, from a process of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_figures, net, name, policies, batch).result()
+
+
+def _figures(net: str, name: str, policies: int, batch: int) -> dict[str, tuple[float, str]]:
+    rng = np.random.default_rng(2)
     device, space, source = ready(NETS[net], name, batch)
     prepared = source.prepared
     if isinstance(device, OrtCpu):
@@ -176,6 +183,7 @@ def run(net: str, name: str, policies: int, batch: int, rng: np.random.Generator
         "table_cpu_seconds": (built, "s"),
         "table_reopen_seconds": (reopened, "s"),
         "table_peak_memory": (memory, "MiB"),
+        "peak_memory": (most_memory(), "MiB"),
         "table_nodes": (float(sum(len(f.exact) for f in device.known(prepared.network).fitted.table.families.values())), "1"),
         "estimate_ms": (1e3 * asked / policies, "ms"),
     }
@@ -191,6 +199,13 @@ WORST_IS_LEAST = {
 }
 
 
+def worst(figure: str, values: Sequence[float]) -> float:
+    """The worst of a figure's values over nets; the mean of what can be too high or too low."""
+    if figure == "latency_interval_coverage":
+        return float(np.mean(values))
+    return min(values) if figure in WORST_IS_LEAST else max(values, key=abs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
@@ -199,22 +214,16 @@ def main() -> None:
     parser.add_argument("--device", choices=["ort-cpu", "torch-cpu"], default="ort-cpu")
     parser.add_argument("--net", choices=[*NETS], action="append", help="of these nets only")
     given = parser.parse_args()
-    rng, count = np.random.default_rng(2), 15 if given.quick else 30
-    results = {net: run(net, given.device, count, given.batch, rng) for net in given.net or NETS}
-    memory = most_memory()
+    results = {net: figures(net, given.device, 15 if given.quick else 30, given.batch) for net in given.net or NETS}
     first = next(iter(results.values()))
     rows = []
     print(f"{'':38}" + "".join(f"{name:>14}" for name in results) + f"{'worst':>14}")
     for figure, (_, unit) in first.items():
         values = [r[figure][0] for r in results.values()]
-        worst = min(values) if figure in WORST_IS_LEAST else max(values, key=abs)
-        if figure == "latency_interval_coverage":
-            worst = float(np.mean(values))
-        print(f"{figure + ', ' + unit:38}" + "".join(f"{v:14.3f}" for v in (*values, worst)))
-        rows.append({"name": figure, "value": worst, "unit": unit})
+        of_all = worst(figure, values)
+        print(f"{figure + ', ' + unit:38}" + "".join(f"{v:14.3f}" for v in (*values, of_all)))
+        rows.append({"name": figure, "value": of_all, "unit": unit})
         rows += [{"name": f"{figure}_{n}", "value": v, "unit": unit} for n, v in zip(results, values, strict=True)]
-    print(f"peak memory of a process: {memory:.0f} MiB")
-    rows.append({"name": "peak_memory", "value": memory, "unit": "MiB"})
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -315,10 +316,13 @@ def probe_job(config: Config, isa: str | None = None) -> str:
 
     device = OrtCpu(config.batch)
     config = config.model_copy(update={"device": device.name})
-    setting = set_up(load(config.model, config.data, config.metric), config, tables=False)
-    network = setting.prepared.network
-    mark = mark_of(network, setting.space, config.batch, {**device.versions, "isa": isa or device.isa})
-    return "".join(job.write(network, setting.space, setting.source, device.encoder(network), mark, seed=config.seed))
+    with closing(default()) as progress:
+        setting = set_up(load(config.model, config.data, config.metric), config, progress, tables=False)
+        network = setting.prepared.network
+        mark = mark_of(network, setting.space, config.batch, {**device.versions, "isa": isa or device.isa})
+        progress.phase("models of the probe job")
+        encode = device.encoder(network)
+        return "".join(job.write(network, setting.space, setting.source, encode, mark, progress.step, seed=config.seed))
 
 
 def estimate_run(run_folder: Path, policy: Path | None, trial: int | None, device: str | None) -> tuple[Any, Any, Any]:

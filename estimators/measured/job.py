@@ -5,10 +5,10 @@ model is ONNX, compressed: its constants are all alike, so that a few hundred by
 """
 
 import base64
-import bz2
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,9 @@ import onnx
 
 from tightrope.estimators.encode import Encoder
 from tightrope.estimators.measured import nodes as one_node
-from tightrope.estimators.measured.fitted import survey
+from tightrope.estimators.measured.fitted import Progress, survey
 from tightrope.estimators.measured.ort import OrtRuntime, Source
-from tightrope.estimators.measured.runner import COLUMNS
+from tightrope.estimators.measured.runner import COLUMNS, STEADY, VERSION
 from tightrope.estimators.measured.sampling import EMPTY, REFERENCE, mixed
 from tightrope.estimators.measured.table import Table, identity
 from tightrope.estimators.threads import one_blas_thread
@@ -31,33 +31,36 @@ from tightrope.spaces.network import Network
 from tightrope.spaces.policy import unique
 from tightrope.spaces.space import Space
 
-VERSION = 2
-STEADY = ("reference", "empty", "dense")  # roles of models that are timed beside all others
 NETS, HELD = 24, 12  # mixed nets to fit, and to say how good the fit is
 
 
 @one_blas_thread()
 def write(
-    network: Network, space: Space, source: Source, encode: Encoder, mark: Mapping[str, Any], *, seed: int = 0
+    network: Network, space: Space, source: Source, encode: Encoder, mark: Mapping[str, Any], progress: Progress | None = None,
+    *, seed: int = 0,
 ) -> list[str]:  # fmt: skip
     """The lines of the job that covers a space, at the batch size and for the instruction set of `mark`, which tells the table from
-    others of a device."""
+    others of a device; `progress` is called with the models written and those to write."""
     rng = np.random.default_rng(seed)
     designs, patterns = survey(space, OrtRuntime(network, source, int(mark["batch"]), mark["isa"]), encode, rng)
+    policies = unique(mixed(space, rng, 2 * (NETS + HELD)))[: NETS + HELD]
+    steady = [("reference", one_node.model(*key)) for key in REFERENCE] + [("empty", one_node.model(*EMPTY))]
+    whole = len(steady) + 1 + sum(len(design.keys) for design in designs.values()) + len(policies)
     models: list[dict[str, Any]] = []
 
     def add(role: str, model: onnx.ModelProto, **more: Any) -> None:
-        packed = base64.b64encode(bz2.compress(model.SerializeToString())).decode()
+        packed = pack(model.SerializeToString())
         models.append({"id": len(models), "role": role, "optimise": role in ("net", "held", "dense"), "model": packed, **more})
+        if progress is not None:
+            progress(len(models), whole)
 
-    for key in REFERENCE:
-        add("reference", one_node.model(*key))
-    add("empty", one_node.model(*EMPTY))
+    for role, model in steady:
+        add(role, model)
     add("dense", blank(source.model(space.dense, int(mark["batch"]))))
     for family, design in designs.items():
         for sizes in design.keys:
             add("node", one_node.model(family, sizes), node=identity(family), sizes=[*sizes])
-    for index, policy in enumerate(unique(mixed(space, rng, 2 * (NETS + HELD)))[: NETS + HELD]):
+    for index, policy in enumerate(policies):
         model = blank(source.model(policy, int(mark["batch"])))
         add("net" if index < NETS else "held", model, policy=json.dumps(policy.to_json(), sort_keys=True))
     lines: list[Mapping[str, Any]] = [
@@ -66,6 +69,11 @@ def write(
         *({"family": f, "axes": [[a.column, a.rule, [*a.values]] for a in d.axes]} for f, d in designs.items()), *models,
     ]  # fmt: skip
     return [json.dumps(line, separators=(",", ":")) + "\n" for line in lines]
+
+
+def pack(model: bytes) -> str:
+    """A serialised model as text. Compressed twice: deflate makes a thousandth of a constant, which then repeats itself."""
+    return base64.b64encode(zlib.compress(zlib.compress(model), 9)).decode()
 
 
 def blank(model: onnx.ModelProto | bytes) -> onnx.ModelProto:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import bz2
 import gc
 import hashlib
 import json
@@ -19,6 +18,7 @@ import os
 import platform
 import sys
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,6 +26,7 @@ from typing import Any, TextIO
 import numpy as np
 import onnxruntime
 
+VERSION = 3  # of jobs and results
 CHUNK, CHUNK_BYTES, CHUNK_SECONDS = 128, 64 << 20, 4.0
 LEAST_ROUNDS, MOST_NOISE = 6, 0.10
 COLUMNS = "id,reference_ms,empty_ms,dense_ms,ms"
@@ -42,7 +43,7 @@ class Model:
         options.log_severity_level = 4
         level = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if entry["optimise"] else level.ORT_DISABLE_ALL
-        data = bz2.decompress(base64.b64decode(entry["model"]))
+        data = zlib.decompress(zlib.decompress(base64.b64decode(entry["model"])))
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         binding = session.io_binding()
         kinds: dict[str, Any] = {"float": np.float32, "uint8": np.uint8, "int64": np.int64, "int32": np.int32, "bool": np.bool_}
@@ -91,10 +92,10 @@ def read_job(path: Path) -> tuple[str, str, list[dict[str, Any]]]:
         head, *rest = [json.loads(line) for line in data.splitlines()]
         entries = [line for line in rest if "model" in line]
         wanted_isa = head["mark"]["isa"]
-        if head["tightrope"] != "probe job" or head["version"] != 2 or len(entries) != head["models"]:
+        if head["tightrope"] != "probe job" or head["version"] != VERSION or len(entries) != head["models"]:
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        sys.exit(f"{path} is not a whole probe job of version 2; write it again with `tightrope devices probe`")
+        sys.exit(f"{path} is not a whole probe job of version {VERSION}; write it again with `tightrope devices probe`")
     return hashlib.sha256(data).hexdigest()[:16], wanted_isa, entries
 
 
@@ -122,7 +123,7 @@ def processor() -> str:
 
 def begin(path: Path, job: str) -> tuple[TextIO, set[int]]:
     """Open the results for appending, cut off a torn last line, and tell which models are there already."""
-    head = {"tightrope": "probe results", "version": 2, "job": job, "processor": processor(),
+    head = {"tightrope": "probe results", "version": VERSION, "job": job, "processor": processor(),
             "onnxruntime": onnxruntime.__version__, "system": platform.platform(), "threads": 1}  # fmt: skip
     data = path.read_bytes() if path.exists() else b""
     lines = data[: data.rfind(b"\n") + 1].decode().splitlines()

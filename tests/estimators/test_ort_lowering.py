@@ -1,7 +1,5 @@
 """Policies lower to the nodes that ONNX Runtime really runs."""
 
-import base64
-import bz2
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +12,7 @@ from payloads import random_payload
 from told import Told
 
 from tightrope.compressors.export.onnx import write
-from tightrope.estimators.measured import runner
+from tightrope.estimators.measured import job, runner
 from tightrope.estimators.measured.actual import actual, predicted
 from tightrope.estimators.measured.clock import Runner, low_quartile, measure, noise_floor, ratios, time_rounds
 from tightrope.estimators.measured.layouts import BLOCKS, block_layouts
@@ -131,8 +129,7 @@ def test_the_plan_keeps_sizes_as_forms_over_widths() -> None:
 
 def on_device(one: onnx.ModelProto) -> runner.Model:
     """The model as the runner of a probe job loads it."""
-    packed = base64.b64encode(bz2.compress(one.SerializeToString())).decode()
-    return runner.Model({"optimise": False, "model": packed})
+    return runner.Model({"optimise": False, "model": job.pack(one.SerializeToString())})
 
 
 def test_what_is_not_a_family_is_refused() -> None:
