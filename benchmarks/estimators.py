@@ -145,7 +145,7 @@ def bitserial() -> Iterator[Figure]:
 
 
 def speed(count: int) -> Iterator[Figure]:
-    """Random joint policies a second of process time: met for the first time, and with variants already in the tables.
+    """Random joint policies a second of process time, the best of two: met for the first time, and with variants in the tables.
 
     The slowest device of all profiles is named; BitFusion, whose every new variant is a search over tilings, stands alone.
     """
@@ -154,13 +154,14 @@ def speed(count: int) -> Iterator[Figure]:
     again: dict[tuple[str, str], float] = {}
     for name in profiles():
         for title, network in networks.items():
-            device = load_profile(name)
-            space, rng = Space.build(network, device.pairs), np.random.default_rng(0)
+            space, rng = Space.build(network, load_profile(name).pairs), np.random.default_rng(0)
             policies = [space.sample(rng) for _ in range(count)]
-            for into in (first, again, again, again):
-                start = time.process_time()
-                device.estimate_many(network, policies)
-                into[name, title] = max(into.get((name, title), 0.0), count / (time.process_time() - start))
+            for _ in range(2):
+                device = load_profile(name)
+                for into in (first, again, again):
+                    start = time.process_time()
+                    device.estimate_many(network, policies)
+                    into[name, title] = max(into.get((name, title), 0.0), count / (time.process_time() - start))
     for title in networks:
         others = [name for name in profiles() if name != "bitfusion"]
         yield f"policies_a_second_{title}", min(again[name, title] for name in profiles()), "1/s"

@@ -90,8 +90,19 @@ class Task:
         return not (isinstance(value, (tuple, list)) and len(value) == 0)
 
     def check(self) -> None:
-        """See that the inputs of calibration, search and `example_inputs` have one shape, but for the batch."""
+        """See that the inputs of calibration, search and `example_inputs` have one shape, but for the batch, and all is on the CPU.
+
+        Raises:
+            DataError: it is not so.
+        """
         first = self.split("search")[0][0]
+        parts = (*self.model.parameters(), *self.model.buffers(), *tensors(self.example_inputs), *tensors(first))
+        away = sorted({str(t.device) for t in parts if t.device.type != "cpu"})
+        if away:
+            raise DataError(
+                f"the model and its data must be on the CPU, where they are calibrated and trials run, but some are on {away[0]}: "
+                "call .cpu() on them"
+            )
         for inputs, _ in self.split("calibration")[:1]:
             if [tuple(t.shape[1:]) for t in tensors(inputs)] != [tuple(t.shape[1:]) for t in tensors(first)]:
                 raise DataError("inputs of the calibration and of the search split differ in shape")

@@ -162,6 +162,15 @@ def test_tasks_by_reference_and_their_errors() -> None:
         tr.Task(digits.build(), digits.data()[0][:1], [], [], metric="accuracy")
 
 
+def test_what_is_not_on_the_cpu_is_refused() -> None:
+    x, y = digits.data()
+    part = [(x[:10], y[:10])]
+    tr.Task(digits.fresh(), x[:1], part, part).check()
+    for model, inputs in ((digits.fresh().to("meta"), x[:1]), (digits.fresh(), x[:1].to("meta"))):
+        with pytest.raises(DataError, match=r"must be on the CPU.* on meta: call .cpu\(\)"):
+            tr.Task(model, inputs, part, part).check()
+
+
 def test_configurations_override_and_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "net.yaml"
     path.write_text("budget: latency<=0.5x\ntrials: 7\n")
