@@ -155,9 +155,8 @@ def speed(count: int) -> Iterator[Figure]:
     for name in profiles():
         for title, network in networks.items():
             space, rng = Space.build(network, load_profile(name).pairs), np.random.default_rng(0)
-            policies = [space.sample(rng) for _ in range(count)]
             for _ in range(2):
-                device = load_profile(name)
+                device, policies = load_profile(name), [space.sample(rng) for _ in range(count)]
                 for into in (first, again, again):
                     start = time.process_time()
                     device.estimate_many(network, policies)
