@@ -69,6 +69,12 @@ class KernelSource(Source):
             self._units[batch] = Units(self.graph, batch)
         return self._units[batch]
 
+    def ready(self, policy: Policy) -> None:
+        """Assemble the arrays of a policy's module, which are remembered."""
+        from tightrope.compressors.assemble import assemble
+
+        assemble(self.prepared, policy)
+
     def net(self, policy: Policy, batch: int) -> Callable[[], object]:
         """The module of a policy on inputs of its own, ready to be called."""
         from tightrope.compressors.assemble import assemble

@@ -4,7 +4,8 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -94,6 +95,10 @@ class Runtime(Protocol):
         """A policy's whole net."""
         ...
 
+    def keeping(self, policies: Collection[Policy]) -> AbstractContextManager[None]:
+        """While this lasts, what is timed again, nets of these policies among it, is made once, as far as there is room."""
+        ...
+
     def steady(self) -> Sequence[Timed]:
         """Calls that tell how fast the machine is while others are timed, the same for every table; the last does nothing."""
         ...
@@ -160,12 +165,13 @@ class Fitted:
         done, total = 0, sum(len(part) for part in nodes) + sum(len(part) for part in nets)
         log.info("timing %d nodes of %d families %d times, and %d nets %d times",
                  len(every[-1]), len(wanted), PASSES, len(nets[-1]), PASSES * TURNS)  # fmt: skip
-        for keys, names in zip(nodes, nets, strict=True):
-            whole = self._time_nets({name: anchors[name] for name in names}, rng)
-            for chunk in chain(whole, self._time(keys, rng, self.runtime.apart)):
-                done += chunk
-                if progress is not None:
-                    progress(done, total)
+        with self.runtime.keeping([self.space.dense, *anchors.values()]):
+            for keys, names in zip(nodes, nets, strict=True):
+                whole = self._time_nets({name: anchors[name] for name in names}, rng)
+                for chunk in chain(whole, self._time(keys, rng, self.runtime.apart)):
+                    done += chunk
+                    if progress is not None:
+                        progress(done, total)
         watts = power_of(self.runtime.net(self.space.dense))
         if watts is not None:
             self.table.note("power", {"watts": watts})
@@ -243,11 +249,12 @@ class Fitted:
         """
         rng, ratios = np.random.default_rng(seed), [list[Pass]() for _ in policies]
         references = self._references()
-        for _ in range(CARE * PASSES * TURNS):
-            for chosen, whole, samples, reference, empty in self._apart(policies, references, rng):
-                own = (samples - empty) / (whole - empty)
-                for index, column in zip(chosen, own.T.tolist(), strict=True):
-                    ratios[index].append((reference, column))
+        with self.runtime.keeping([*(policy for policy, _ in references), *policies]):
+            for _ in range(CARE * PASSES * TURNS):
+                for chosen, whole, samples, reference, empty in self._apart(policies, references, rng):
+                    own = (samples - empty) / (whole - empty)
+                    for index, column in zip(chosen, own.T.tolist(), strict=True):
+                        ratios[index].append((reference, column))
         first, last, times = (
             np.array([typical(passes[part]) for passes in ratios])
             for part in (slice(CARE * TURNS), slice(-CARE * TURNS, None), slice(None))

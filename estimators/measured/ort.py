@@ -1,6 +1,7 @@
 """The device `ort-cpu`: ONNX Runtime on one thread of this machine, costed from a table of the nodes that it runs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from types import MappingProxyType
 from typing import Protocol
@@ -27,10 +28,9 @@ from tightrope.spaces.errors import DeviceError
 from tightrope.spaces.network import Layer, Network
 from tightrope.spaces.policy import Policy
 
+KEPT_BYTES = 128 << 20  # of models that are timed again
 LOWERING = 9
 """Counts up when the exporter, the lowering, what is timed, or how times are read changes: older tables are left alone."""
-
-KEPT_BYTES = 128 << 20  # of models that are timed again
 
 
 class Source(Protocol):
@@ -52,7 +52,7 @@ class OrtRuntime:
         self.source, self.batch = source, batch
         self.lowering = Lowering(network, make(network, source.skeleton, batch), BLOCKS[isa])
         self.block = BLOCKS[isa] or max(BLOCKS.values())
-        self._files: dict[Key | Policy, bytes] = {}
+        self._files: dict[Key | Policy, bytes] | None = None
 
     def lowered(self, policy: Policy) -> list[tuple[Key, str]]:
         return [(key(node), node.layer) for node in self.lowering.nodes(policy)]
@@ -70,14 +70,24 @@ class OrtRuntime:
     def net(self, policy: Policy) -> Timed:
         return Runner(self._kept(policy, lambda: self.source.model(policy, self.batch)), optimise=True)
 
+    @contextmanager
+    def keeping(self, policies: Collection[Policy]) -> Iterator[None]:
+        """Files are kept as they are first asked for, those of nodes too."""
+        self._files = {}
+        try:
+            yield
+        finally:
+            self._files = None
+
     def _kept(self, what: Key | Policy, build: Callable[[], onnx.ModelProto | bytes]) -> bytes:
-        """The file of a model; it is kept for the next pass while there is room for it."""
-        if what in self._files:
-            return self._files[what]
+        """The file of a model."""
+        known = {} if self._files is None else self._files
+        if what in known:
+            return known[what]
         made = build()
         file = made if isinstance(made, bytes) else made.SerializeToString()
-        if sum(map(len, self._files.values())) + len(file) <= KEPT_BYTES:
-            self._files[what] = file
+        if sum(map(len, known.values())) + len(file) <= KEPT_BYTES:
+            known[what] = file
         return file
 
     def steady(self) -> Sequence[Timed]:

@@ -1,7 +1,7 @@
 """The device `torch-cpu`: eager torch with compiled low-bit kernels, on one thread of this machine."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from types import MappingProxyType
@@ -47,6 +47,10 @@ class Source(Protocol):
 
     def unit(self, key: Key, batch: int) -> Call:
         """One of them alone."""
+        ...
+
+    def ready(self, policy: Policy) -> None:
+        """Work out what the module of a policy is made of, once for all times that it is built, those in forks among them."""
         ...
 
     def net(self, policy: Policy, batch: int) -> Call:
@@ -121,6 +125,15 @@ class TorchRuntime:
 
     def net(self, policy: Policy) -> Timed:
         return Runner(self.source.net(policy, self.batch), whole=True)
+
+    @contextmanager
+    def keeping(self, policies: Collection[Policy]) -> Iterator[None]:
+        """Arrays of nets are kept, and modules built anew in each process: how long one takes hangs by some percent on where it
+        comes to lie in memory, which kept ones would have in all their times."""
+        with one_thread():
+            for policy in policies:
+                self.source.ready(policy)
+        yield
 
     def steady(self) -> Sequence[Timed]:
         image, weight = torch.rand(1, 32, 28, 28), torch.rand(32, 32, 3, 3)
