@@ -70,4 +70,7 @@ const Kernels& kernels();
 // The table called `name`, or nullptr where this processor cannot run it.
 const Kernels* kernels_named(const char* name) noexcept;
 
+// Whether the first-level cache of this processor waits for so many lines at a time that memory is never idle.
+bool first_level_waits_for_many() noexcept;
+
 }  // namespace tightrope

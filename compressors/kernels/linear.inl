@@ -310,8 +310,8 @@ inline void finish_rows(const Linear& call, const Args&... args) noexcept {
 constexpr std::size_t kAhead = 8192;  // bytes between what is fetched and what is used
 
 // A weight of more bytes, which no second-level cache holds, is fetched into that: what comes from behind it takes so
-// long that the first level, which waits for few lines at a time, would keep memory idle. Smaller ones, which it holds
-// at least in part, the first level is to have in time.
+// long that the first level, which waits for few lines at a time on most processors, would keep memory idle. Smaller
+// ones, which it holds at least in part, the first level is to have in time.
 constexpr std::size_t kSecondLevel = std::size_t{4} << 20;
 
 template <int Bits, std::size_t Rows, int Level, std::size_t Columns>  // columns of one tile
@@ -622,7 +622,7 @@ void many_rows(const Linear& call, const Weight& weight, const QuantizedRows& ro
 template <int Bits, std::size_t Rows, std::size_t Columns>
 void few_rows(const Linear& call, const Weight& weight, const QuantizedRows& rows, std::size_t row,
               std::size_t column) noexcept {
-  if (weight.bytes > kSecondLevel)
+  if (weight.bytes > kSecondLevel && !first_level_waits_for_many())
     few_rows<Bits, Rows, 2, Columns>(call, weight, rows, row, column);
   else
     few_rows<Bits, Rows, 1, Columns>(call, weight, rows, row, column);
