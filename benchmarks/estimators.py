@@ -209,7 +209,6 @@ def resnet18() -> nn.Module:
 
 def probe(model: nn.Module, images: Tensor) -> str:
     """The job that covers a net's space at batch 1."""
-    torch.manual_seed(0)
     prepared, device = prepare(model.eval(), images, [(images, torch.zeros(len(images)))]), OrtCpu()
     space = Space.build(prepared.network, device.pairs)
     mark = mark_of(prepared.network, space, 1, {**device.versions, "isa": device.isa})
@@ -250,6 +249,7 @@ def main() -> None:
     parser.add_argument("--simulated", action="store_true", help="leave out what has to be timed")
     parser.add_argument("--oracle", type=Path, default=FOLDER, help="folder of the CSV rows")
     options = parser.parse_args()
+    torch.manual_seed(0)
     figures: list[Figure] = []
     parts = [bitfusion(options.oracle), scalesim(options.oracle), zigzag(options.oracle), dataflow(), boards(), bitserial()]
     parts += [speed(500 if options.quick else 4000)]

@@ -97,7 +97,8 @@ class Task:
         """
         first = self.split("search")[0][0]
         parts = (*self.model.parameters(), *self.model.buffers(), *tensors(self.example_inputs), *tensors(first))
-        away = sorted({str(t.device) for t in parts if t.device.type != "cpu"})
+        places = {str(getattr(t, "device", "cpu")) for t in parts}
+        away = sorted(place for place in places if not place.startswith("cpu"))
         if away:
             raise DataError(
                 f"the model and its data must be on the CPU, where they are calibrated and trials run, but some are on {away[0]}: "

@@ -38,7 +38,10 @@ def work(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
         patch.setenv("TIGHTROPE_CACHE", str(folder / "cache"))
         for name, value in {"MET": 150, "PLAIN": 100}.items():
             patch.setattr(fitted, name, value)
-        lines = job.write(NET.network, SPACE, Source(), OrtCpu().encoder(NET.network), MARK)
+        told: list[tuple[int, int]] = []
+        lines = job.write(NET.network, SPACE, Source(), OrtCpu().encoder(NET.network), MARK, lambda *done: told.append(done))
+        models = sum('"model":' in line for line in lines)
+        assert told == [(done, models) for done in range(1, models + 1)]
         text = "".join(lines)
         (folder / "job.jsonl").write_text(text)
         assert imported.keep_job(text).exists()
